@@ -1,0 +1,97 @@
+"""One model for everything that a beamline sets: TOML file, environment, keyword, each overriding the last.
+
+The file is the one that ``CDINN_CONFIG`` names, else ``cdinn.toml`` in the working directory, else
+``~/.config/cdinn/cdinn.toml``. In the environment a nested field is written ``CDINN_TILED__URI``.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Start = Literal["auto", "network", "autocorrelation", "random"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReconstructionOptions(_Section):
+    """What a reconstruction depends on beside the data."""
+
+    start: Start = Field("auto", description="Where phasing starts from; auto: the best there is.")
+    refine: bool = Field(True, description="Refine the start; False returns the start itself.")
+    starts: int = Field(4, ge=1, le=64, description="Independent starts, computed in one batch and compared.")
+    seed: int = Field(0, ge=0, description="The same seed on the same device gives the same result.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(1, ge=1, description="CPU threads; one is fastest on a busy machine.")
+    max_shape: tuple[int, int, int] | None = Field(
+        None, description="Largest part of the volume to work on, centred on the peak; None takes all of it."
+    )
+
+
+class TiledSettings(_Section):
+    """Which Tiled server holds the raw and the processed runs."""
+
+    uri: str | None = Field(None, description="A running server; None serves `directory` from this process.")
+    profile: str | None = Field(None, description="A Tiled profile by name, instead of a URI.")
+    api_key: SecretStr | None = Field(None, description="Give it in the environment, never in a file.")
+    directory: Path = Field(Path(".cdinn/tiled"), description="Where the embedded server keeps its data.")
+    raw: str = Field("raw", description="Container of the raw runs.")
+    processed: str = Field("processed", description="Container of the reconstructions.")
+    readable_storage: tuple[Path, ...] = Field((), description="Folders whose detector files may be served.")
+
+
+class WorkerSettings(_Section):
+    """The child process that computes."""
+
+    max_pending: int = Field(8, ge=1, description="Scans that may wait; more are refused, on record.")
+    timeout_s: float = Field(600.0, gt=0, description="A reconstruction that takes longer is stopped.")
+    attempts: int = Field(2, ge=1, description="How often a job is tried whose worker died.")
+
+
+class Settings(BaseSettings):
+    """Settings of the whole package.
+
+    Parameters
+    ----------
+    cdi
+        Geometry and sample metadata that neither the devices nor the start document say, under the
+        names of the start document's ``cdi`` mapping.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CDINN_", env_nested_delimiter="__", extra="ignore", frozen=True
+    )
+
+    tiled: TiledSettings = TiledSettings()
+    worker: WorkerSettings = WorkerSettings()
+    reconstruction: ReconstructionOptions = ReconstructionOptions()
+    cdi: dict[str, Any] = Field(default_factory=dict)
+    spool: Path = Field(Path(".cdinn/spool"), description="Results wait here while Tiled is away.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the TOML file under the environment and the environment under keywords."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_file())
+
+
+def config_file() -> Path | None:
+    """Return the settings file in force, or None where there is none."""
+    named = os.environ.get("CDINN_CONFIG")
+    usual = [Path("cdinn.toml"), Path("~/.config/cdinn/cdinn.toml").expanduser()]
+    return next((path for path in ([Path(named)] if named else usual) if path.is_file()), None)
