@@ -26,35 +26,48 @@ class _Section(BaseModel):
 class ReconstructionOptions(_Section):
     """What a reconstruction depends on beside the data."""
 
-    start: Start = Field("auto", description="Where phasing starts from; auto: the best there is.")
-    refine: bool = Field(True, description="Refine the start; False returns the start itself.")
-    starts: int = Field(4, ge=1, le=64, description="Independent starts, computed in one batch and compared.")
-    seed: int = Field(0, ge=0, description="The same seed on the same device gives the same result.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    threads: int = Field(1, ge=1, description="CPU threads; one is fastest on a busy machine.")
+    start: Start = Field(default="auto", description="Where phasing starts from; auto: the best there is.")
+    refine: bool = Field(default=True, description="Refine the start; False returns the start itself.")
+    starts: int = Field(
+        default=4, ge=1, le=64, description="Independent starts, computed in one batch and compared."
+    )
+    seed: int = Field(default=0, ge=0, description="The same seed on the same device gives the same result.")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(default=1, ge=1, description="CPU threads; one is fastest on a busy machine.")
     max_shape: tuple[int, int, int] | None = Field(
-        None, description="Largest part of the volume to work on, centred on the peak; None takes all of it."
+        default=None,
+        description="Largest part of the volume to work on, centred on the peak; None takes all of it.",
     )
 
 
 class TiledSettings(_Section):
     """Which Tiled server holds the raw and the processed runs."""
 
-    uri: str | None = Field(None, description="A running server; None serves `directory` from this process.")
-    profile: str | None = Field(None, description="A Tiled profile by name, instead of a URI.")
-    api_key: SecretStr | None = Field(None, description="Give it in the environment, never in a file.")
-    directory: Path = Field(Path(".cdinn/tiled"), description="Where the embedded server keeps its data.")
-    raw: str = Field("raw", description="Container of the raw runs.")
-    processed: str = Field("processed", description="Container of the reconstructions.")
-    readable_storage: tuple[Path, ...] = Field((), description="Folders whose detector files may be served.")
+    uri: str | None = Field(
+        default=None, description="A running server; None serves `directory` from this process."
+    )
+    profile: str | None = Field(default=None, description="A Tiled profile by name, instead of a URI.")
+    api_key: SecretStr | None = Field(
+        default=None, description="Give it in the environment, never in a file."
+    )
+    directory: Path = Field(
+        default=Path(".cdinn/tiled"), description="Where the embedded server keeps its data."
+    )
+    raw: str = Field(default="raw", description="Container of the raw runs.")
+    processed: str = Field(default="processed", description="Container of the reconstructions.")
+    readable_storage: tuple[Path, ...] = Field(
+        default=(), description="Folders whose detector files may be served."
+    )
 
 
 class WorkerSettings(_Section):
     """The child process that computes."""
 
-    max_pending: int = Field(8, ge=1, description="Scans that may wait; more are refused, on record.")
-    timeout_s: float = Field(600.0, gt=0, description="A reconstruction that takes longer is stopped.")
-    attempts: int = Field(2, ge=1, description="How often a job is tried whose worker died.")
+    max_pending: int = Field(default=8, ge=1, description="Scans that may wait; more are refused, on record.")
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="A reconstruction that takes longer is stopped."
+    )
+    attempts: int = Field(default=2, ge=1, description="How often a job is tried whose worker died.")
 
 
 class Settings(BaseSettings):
@@ -75,7 +88,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     reconstruction: ReconstructionOptions = ReconstructionOptions()
     cdi: dict[str, Any] = Field(default_factory=dict)
-    spool: Path = Field(Path(".cdinn/spool"), description="Results wait here while Tiled is away.")
+    spool: Path = Field(default=Path(".cdinn/spool"), description="Results wait here while Tiled is away.")
 
     @classmethod
     def settings_customise_sources(
