@@ -1,0 +1,1 @@
+"""A simulated beamline: crystals, their exact diffraction, detectors with faults, devices, replay."""

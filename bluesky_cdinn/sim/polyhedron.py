@@ -1,0 +1,164 @@
+"""Convex faceted bodies, and how much of a voxel they fill."""
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import Delaunay, HalfspaceIntersection
+from scipy.spatial.transform import Rotation
+
+from bluesky_cdinn.errors import InvalidInput
+
+FloatArray = NDArray[np.float64]
+
+# The facets that FCC crystals grow; the same families as in AutoPhaseNN's atomistic set (2022).
+FCC_FAMILIES = ((1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 1, 1), (2, 2, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Polyhedron:
+    """The points r with normals @ r <= distances.
+
+    Parameters
+    ----------
+    normals
+        Outward unit normals, float64 (faces, 3).
+    distances
+        Of the faces from the origin, nm, float64 (faces,).
+    """
+
+    normals: FloatArray
+    distances: FloatArray
+
+    def vertices(self) -> FloatArray:
+        """Return the corners, nm, float64 (vertices, 3).
+
+        Raises
+        ------
+        InvalidInput
+            If the origin lies outside.
+        """
+        if self.distances.min() <= 0:
+            raise InvalidInput("a polyhedron must hold the origin: every face needs a distance above 0 nm")
+        halfspaces = np.column_stack([self.normals, -self.distances])
+        return np.unique(HalfspaceIntersection(halfspaces, np.zeros(3)).intersections.round(9), axis=0)
+
+    def centroid(self) -> FloatArray:
+        """Return the centre of mass, nm, float64 (3,)."""
+        corners = self.vertices()
+        cells = corners[Delaunay(corners, qhull_options="QJ").simplices]
+        volumes = np.abs(np.linalg.det(cells[:, 1:] - cells[:, :1]))
+        return volumes @ cells.mean(axis=1) / volumes.sum()
+
+    def diameter(self) -> float:
+        """Return the largest distance between two corners, nm."""
+        corners = self.vertices()
+        return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
+
+    def moved(self, shift_nm: FloatArray) -> "Polyhedron":
+        """Return the body moved by a vector, nm (3,)."""
+        return Polyhedron(self.normals, self.distances + self.normals @ shift_nm)
+
+    def scaled(self, factor: float) -> "Polyhedron":
+        """Return the body grown by a factor about the origin."""
+        return Polyhedron(self.normals, self.distances * factor)
+
+    def coverage(self, points_nm: FloatArray, voxel_nm: FloatArray | None = None) -> FloatArray:
+        """Return which part of the voxel round each point the body fills.
+
+        Exact where one face cuts a voxel; where an edge or a corner does, the product of its faces' parts.
+
+        Parameters
+        ----------
+        points_nm
+            Voxel centres, float64 (..., 3).
+        voxel_nm
+            Columns are the voxel's edges, float64 (3, 3); None for points without extent.
+
+        Returns
+        -------
+        numpy.ndarray
+            0 to 1, float64 (...).
+        """
+        filled = np.ones(points_nm.shape[:-1])
+        for normal, distance in zip(self.normals, self.distances, strict=True):
+            depth = distance - points_nm @ normal
+            if voxel_nm is None:
+                filled *= depth >= 0
+            else:
+                filled *= half_space_fraction(depth, normal @ voxel_nm)
+        return filled
+
+
+def half_space_fraction(depth_nm: FloatArray, widths_nm: FloatArray) -> FloatArray:
+    """Return which part of a parallelepiped lies below a plane.
+
+    The part is the distribution function of the sum of three independent uniform variables, since a
+    point of the voxel is its centre plus a uniform part of each edge.
+
+    Parameters
+    ----------
+    depth_nm
+        Of the voxel's centre below the plane, float64 (...).
+    widths_nm
+        Extents of the voxel's three edges along the plane's normal, float64 (3,).
+
+    Returns
+    -------
+    numpy.ndarray
+        0 to 1, float64 (...).
+    """
+    widths = np.abs(widths_nm)
+    # The formula divides by each width; an edge that lies in the plane gets a negligible tilt.
+    widths = np.maximum(widths, 0.01 * widths.max())
+    fraction = (depth_nm > 0).astype(float)
+    near = np.abs(depth_nm) < widths.sum() / 2
+    depth = depth_nm[near]
+    total = np.zeros_like(depth)
+    for signs in product((-1, 1), repeat=3):
+        total += np.prod(signs) * np.maximum(depth + np.dot(signs, widths) / 2, 0.0) ** 3
+    fraction[near] = np.clip(total / (6 * widths.prod()), 0.0, 1.0)
+    return fraction
+
+
+def family(indices: tuple[int, int, int]) -> FloatArray:
+    """Return the unit normals of a cubic family <hkl>, float64 (planes, 3)."""
+    members = {
+        tuple(sign * index for sign, index in zip(signs, order, strict=True))
+        for order in permutations(indices)
+        for signs in product((-1, 1), repeat=3)
+    }
+    normals = np.array(sorted(members), dtype=float)
+    return normals / np.linalg.norm(normals, axis=1, keepdims=True)
+
+
+def random_polyhedron(rng: np.random.Generator, diameter_nm: float) -> Polyhedron:
+    """Return a faceted FCC-like body in a random orientation, its centre of mass at the origin.
+
+    Two or three families of facets, each at its own distance (a Wulff shape), and every facet grown a
+    little further or less than its family, as real crystals are.
+
+    Parameters
+    ----------
+    rng
+        Makes the choices; the same state gives the same body.
+    diameter_nm
+        Largest distance between two corners.
+
+    Returns
+    -------
+    Polyhedron
+        The body.
+    """
+    count = int(rng.integers(2, 4))
+    chosen = rng.choice(len(FCC_FAMILIES), size=count, replace=False)
+    normals, distances = [], []
+    for index in chosen:
+        planes = family(FCC_FAMILIES[index])
+        normals.append(planes)
+        distances.append(rng.uniform(0.85, 1.1) * rng.uniform(0.88, 1.12, size=len(planes)))
+    rotation = Rotation.random(rng=rng).as_matrix()
+    body = Polyhedron(np.concatenate(normals) @ rotation.T, np.concatenate(distances))
+    body = body.moved(-body.centroid())
+    return body.scaled(diameter_nm / body.diameter())
