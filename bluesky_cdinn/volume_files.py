@@ -1,0 +1,170 @@
+"""Diffraction volumes in files that other programs write, and reconstructions in files that they read.
+
+A volume comes as npz (``intensity``, and optionally ``mask``, True where valid) or as CXI, the HDF5 layout of
+the Coherent X-ray Imaging Data Bank (Maia, Nature Methods 9, 854 (2012)).
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.records import DiffractionVolume, Reconstruction
+
+CXI_DATA = ("/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data")
+CXI_MASK = ("/entry_1/instrument_1/detector_1/mask", "/entry_1/data_1/mask")
+# The one bit of a CXI mask that speaks for a pixel ("signal above background"); every other tells a fault.
+CXI_HAS_SIGNAL = 0x00001000
+
+
+def read_volume(path: Path) -> DiffractionVolume:
+    """Return the diffraction volume that a file holds.
+
+    Parameters
+    ----------
+    path
+        An npz or a CXI file; what it is, its content says and not its name.
+
+    Returns
+    -------
+    DiffractionVolume
+        Voxels that are not finite, or that an unsigned detector flagged by its largest value, are not valid.
+
+    Raises
+    ------
+    InvalidInput
+        The file is absent, neither npz nor HDF5, or doesn't hold a real 3D intensity with a mask that fits.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"a file with a diffraction volume is required, there is none at {path}")
+    if zipfile.is_zipfile(path):
+        intensity, valid = _read_npz(path)
+    elif h5py.is_hdf5(path):
+        intensity, valid = _read_cxi(path)
+    else:
+        raise InvalidInput(f"{path} must be npz (with an array 'intensity') or CXI (HDF5), it is neither")
+    return _volume(intensity, valid, path)
+
+
+def write_reconstruction(path: Path, result: Reconstruction) -> None:
+    """Write a reconstruction as npz, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where to; its directory must be there.
+    result
+        What to write: ``density`` complex64 and ``support`` bool on the volume's own grid, the scalars by
+        their names, and ``timings_s`` and ``parameters`` as JSON text.
+    """
+    arrays: dict[str, Any] = {
+        "density": result.density,
+        "support": result.support,
+        "timings_s": json.dumps(dict(result.timings_s)),
+        "parameters": json.dumps(dict(result.parameters), default=str),
+        **scalars(result),
+    }
+    with replacing(path) as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def scalars(result: Reconstruction) -> dict[str, float]:
+    """Return every number of a reconstruction by its name."""
+    judged = ("chi2", "free_llk", "confidence", "seconds", "cpu_s")
+    return {name: float(getattr(result, name)) for name in judged} | dict(result.scalars)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a stream whose content takes the place of `path` when all of it was written, and not before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a path that could not be written to, before hours of work end in its error.
+
+    Raises
+    ------
+    InvalidInput
+        The directory is absent or closed to this user, or the path is a directory itself.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise InvalidInput(f"the directory of {path} must exist, {folder} does not: make it first")
+    if path.is_dir():
+        raise InvalidInput(f"a file's name is required, {path} is a directory")
+    if not os.access(folder, os.W_OK):
+        raise InvalidInput(f"the directory of {path} must be writable, {folder} is not")
+
+
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "intensity" not in file:
+                raise InvalidInput(f"{path} must hold an array 'intensity', it holds {sorted(file)}")
+            mask = file["mask"].astype(bool) if "mask" in file else None
+            return file["intensity"], mask
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{path} can't be read as npz of plain arrays: {error}") from error
+
+
+def _read_cxi(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    try:
+        with h5py.File(path, "r") as file:
+            data = _first_dataset(file, CXI_DATA)
+            if data is None:
+                raise InvalidInput(f"{path} must hold its volume at {' or '.join(CXI_DATA)} as CXI files do")
+            mask = _first_dataset(file, CXI_MASK)
+            valid = None if mask is None else (np.asarray(mask).astype(np.int64) & ~CXI_HAS_SIGNAL) == 0
+            return np.asarray(data), valid
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read as HDF5: {error}") from error
+
+
+def _first_dataset(file: h5py.File, names: tuple[str, ...]) -> h5py.Dataset | None:
+    found = (file.get(name) for name in names)
+    return next((item for item in found if isinstance(item, h5py.Dataset)), None)
+
+
+def _volume(intensity: NDArray[Any], mask: NDArray[Any] | None, path: Path) -> DiffractionVolume:
+    if intensity.ndim != 3 or intensity.dtype.kind not in "buif":
+        raise InvalidInput(
+            f"the intensity in {path} must be real and 3D, got {intensity.dtype} of shape {intensity.shape}"
+        )
+    if mask is not None:
+        try:
+            mask = np.broadcast_to(mask, intensity.shape)  # one mask for all frames of a detector is usual
+        except ValueError:
+            raise InvalidInput(
+                f"the mask in {path} must have the intensity's shape {intensity.shape}, got {mask.shape}"
+            ) from None
+    valid = np.isfinite(intensity)
+    if intensity.dtype.kind == "u" and intensity.dtype.itemsize >= 4:
+        valid &= intensity != np.iinfo(intensity.dtype).max  # how photon-counting detectors mark gaps
+    if mask is not None:
+        valid &= mask
+    return DiffractionVolume(
+        intensity=np.where(np.isfinite(intensity), intensity, 0).astype(np.float32),
+        valid=valid,
+        history=(
+            {"step": "read", "file": path.name, "dtype": str(intensity.dtype), "masked": mask is not None},
+        ),
+    )
