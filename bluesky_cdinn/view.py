@@ -170,9 +170,10 @@ def _lab_box(result: Reconstruction, density: NDArray[np.complex64], basis: Floa
     weight = resample(result.support.astype(np.float32))
     inside = weight > 0.5
     lab = np.where(inside, resample(density.real) + 1j * resample(density.imag), 0)
-    strain = None
+    strain: NDArray[np.float32] | None = None
     if result.strain is not None:  # NaN outside: what lies inside is interpolated from the inside alone
-        strain = resample(np.nan_to_num(result.strain)) / np.maximum(weight, np.float32(0.5))
+        strain = resample(np.nan_to_num(result.strain))
+        strain /= np.maximum(weight, 0.5)
     # Lab axes are (x, y, z); the beam runs along z.
     return Box(lab, inside, strain, ("x", "y", "z"), "nm", step)
 
