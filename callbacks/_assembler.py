@@ -1,0 +1,235 @@
+"""Documents of one run -> one `RockingCurve`."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bluesky_cdinn.callbacks._assets import DATUM_READERS, DatumReader, read_datum, stream_frames
+from bluesky_cdinn.callbacks._documents import BASELINE, RunDocuments, understood
+from bluesky_cdinn.callbacks._frames import frame_array, joined
+from bluesky_cdinn.callbacks._keys import (
+    COUNT_TIME_NAMES,
+    DEGREES,
+    SECONDS,
+    Stream,
+    angle_key,
+    count_time_key,
+    detector_first,
+    frame_key,
+    geometry_readings,
+    readback_key,
+)
+from bluesky_cdinn.errors import IncompleteScan, InvalidInput
+from bluesky_cdinn.geometry import geometry_from
+from bluesky_cdinn.records import FrameReference, Geometry, RockingCurve
+
+logger = logging.getLogger(__name__)
+
+MIN_POINTS = 3
+"""Fewer points than this are no curve, whatever is made of them."""
+
+PURPOSE = "rocking_curve"
+
+
+def is_rocking_curve(start: Mapping[str, Any]) -> bool:
+    """Whether a run is to be reconstructed.
+
+    ``purpose`` decides where it is given. Without it a ``cdi`` mapping will do, unless it names a rocking
+    motor that the plan doesn't move: a session may carry ``cdi`` in all its runs.
+    """
+    purpose = start.get("purpose")
+    if purpose is not None:
+        return purpose == PURPOSE
+    cdi, motors = start.get("cdi"), start.get("motors")
+    if not isinstance(cdi, Mapping):
+        return False
+    motor = cdi.get("rocking_motor")
+    return motor is None or not isinstance(motors, list | tuple) or motor in motors
+
+
+class RockingCurveAssembler:
+    """Collect the documents of one run, and make a `RockingCurve` of them when asked.
+
+    Nothing here blocks, opens a file or starts a thread: frames in events are kept by reference, frames in
+    files are noted as `FrameReference`. Documents of other runs are ignored, so that an assembler may be
+    subscribed to a RunEngine by itself; for many runs put it behind a `RunRouter`.
+
+    Parameters
+    ----------
+    defaults
+        The settings file's ``cdi``: what neither the devices nor the start document say.
+    readers
+        What is understood of Resource and Datum documents, by spec.
+    """
+
+    def __init__(
+        self,
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        readers: Mapping[str, DatumReader] = DATUM_READERS,
+    ) -> None:
+        self._defaults = dict(defaults or {})
+        self._readers = readers
+        self._run = RunDocuments(self._defaults.get("detector"))
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take one document; names that aren't known are ignored.
+
+        Raises
+        ------
+        InvalidInput
+            If the document can't be understood. What came before stays as it was.
+        """
+        self._run(name, doc)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has stopped."""
+        return self._run.stop is not None
+
+    def curve(self) -> RockingCurve:
+        """Return what has been measured, in the order of ``seq_num``; before the stop too.
+
+        A point whose frame or angle never came is left out. A point of several frames in a file gives as
+        many entries at the same angle, which `volume.assemble` adds up like any repeated point.
+
+        Raises
+        ------
+        IncompleteScan
+            If fewer than three points have a frame and an angle.
+        InvalidInput
+            If the detector or the rocking motor is ambiguous or absent, or frames can't be understood.
+        """
+        start = self._run.start
+        if start is None:
+            raise IncompleteScan("a rocking curve needs a start document, none came")
+        with understood(f"the documents of run {start['uid']}"):
+            return self._curve(start)
+
+    def _curve(self, start: Mapping[str, Any]) -> RockingCurve:
+        streams = {name: stream for name, stream in self._run.streams.items() if name != BASELINE}
+        if not any(self._run.points.get(name) for name in streams):
+            raise IncompleteScan(
+                f"run {start['uid']} holds no point, a rocking curve needs {MIN_POINTS} or more"
+            )
+        name, detector = frame_key(streams, self._cdi("detector"))
+        stream = streams[name]
+        angle = angle_key(stream, self._cdi("rocking_motor"), start.get("motors") or ())
+        points = list(self._points(name, detector, angle))
+        if len(points) < MIN_POINTS:
+            raise IncompleteScan(
+                f"run {start['uid']} holds {len(points)} points with a frame and an angle, a rocking curve "
+                f"needs {MIN_POINTS} or more"
+            )
+        frames, repeats = joined([frame for _, _, frame in points])
+        readings = [point for point, _, _ in points]
+        count_time = self._count_time(stream, detector, readings)
+        monitor_key = readback_key(stream, str(self._cdi("monitor")))
+        cdi, geometry, missing = self._geometry(start, stream, detector)
+        expected = start.get("num_points")
+        return RockingCurve(
+            frames=frames,
+            angles_deg=np.repeat([degrees for _, degrees, _ in points], repeats),
+            count_time_s=None if count_time is None else np.repeat(count_time, repeats),
+            monitor=np.repeat([_number(r.get(monitor_key)) for r in readings], repeats)
+            if monitor_key
+            else None,
+            geometry=geometry,
+            missing=missing if count_time is not None else (*missing, "count_time"),
+            raw_uid=start["uid"],
+            scan_id=start.get("scan_id"),
+            exit_status=self._exit_status(),
+            expected_points=expected * max(repeats) if isinstance(expected, int) else None,
+            metadata={**{k: v for k, v in start.items() if k not in ("uid", "scan_id")}, "cdi": cdi},
+        )
+
+    def _cdi(self, name: str) -> Any:
+        said = self._run.cdi(name)
+        return self._defaults.get(name) if said is None else said
+
+    def _exit_status(self) -> str:
+        return "unfinished" if self._run.stop is None else str(self._run.stop.get("exit_status", "success"))
+
+    def _points(self, name: str, detector: str, angle: str) -> Iterator[tuple[Mapping[str, Any], float, Any]]:
+        """Yield (readings, angle in deg, frame) of each point that is whole."""
+        stream, external = self._run.streams[name], self._external(name, detector)
+        unit = stream.scale(angle, DEGREES)
+        for number, point in sorted(self._run.points.get(name, {}).items()):
+            frame = external[number] if number in external else self._frame(stream, detector, point)
+            degrees = _number(point.get(angle)) * unit
+            if frame is None or not math.isfinite(degrees):
+                logger.warning("point %d has no %s: left out", number, "frame" if frame is None else "angle")
+            else:
+                yield point, degrees, frame
+
+    def _external(self, name: str, detector: str) -> dict[int, tuple[FrameReference, ...]]:
+        """Frames of StreamDatum documents by event; the later document holds after a rewind."""
+        shape = self._run.streams[name].shape(detector)
+        frames: dict[int, tuple[FrameReference, ...]] = {}
+        for stream_name, datum in self._run.stream_datums:
+            resource = self._run.resources.get(datum["stream_resource"])
+            if resource is None:
+                logger.warning("stream_datum %s has no stream_resource: left out", datum.get("uid"))
+            elif stream_name == name and resource.get("data_key") == detector:
+                frames.update(stream_frames(resource, datum, shape))
+        return frames
+
+    def _frame(self, stream: Stream, detector: str, point: Mapping[str, Any]) -> Any:
+        """Return the array or the references that an event holds, None where there are none."""
+        value = point.get(detector)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            return frame_array(value, stream.shape(detector))
+        datum = self._run.datums.get(value)
+        resource = self._run.resources.get(datum["resource"]) if datum else None
+        return read_datum(resource, datum, self._readers) if datum and resource else None
+
+    def _geometry(
+        self, start: Mapping[str, Any], stream: Stream, detector: str
+    ) -> tuple[dict[str, Any], Geometry | None, tuple[str, ...]]:
+        baseline = next(iter(self._run.points.get(BASELINE, {}).values()), {})
+        devices = [*detector_first(stream, detector), (BASELINE, baseline)]
+        values = {key: value for _, readings in devices for key, value in readings.items()}
+        read = geometry_readings(devices)
+        # A cdi entry may name a device's key instead of a value: {"energy_keV": "mono_energy"}.
+        said, filled = (
+            {k: values.get(v, v) if isinstance(v, str) else v for k, v in layer.items()}
+            for layer in (start.get("cdi", {}), self._defaults)
+        )
+        cdi = {**filled, **read, **said}
+        try:
+            return cdi, *geometry_from(said, read, filled)
+        except InvalidInput as error:
+            # The crystal can still be reconstructed in voxel units.
+            logger.warning("the geometry can't be used: %s", error)
+            return cdi, None, (str(error),)
+
+    def _count_time(
+        self, stream: Stream, detector: str, readings: Sequence[Mapping[str, Any]]
+    ) -> list[float] | None:
+        owner = stream.owner(detector) or ""
+        key = count_time_key(stream.data_keys, stream.object_keys.get(owner, ()))
+        if key is not None:
+            return [_number(point.get(key)) * stream.scale(key, SECONDS) for point in readings]
+        configured = stream.configuration.get(owner, {})
+        key = count_time_key(configured)
+        if key is not None:
+            return [_number(configured[key]) * stream.scale(key, SECONDS)] * len(readings)
+        said = next((v for name in COUNT_TIME_NAMES if (v := self._said(name)) is not None), None)
+        return None if said is None else [_number(said)] * len(readings)
+
+    def _said(self, name: str) -> Any:
+        value = self._cdi(name)
+        return (self._run.start or {}).get(name) if value is None else value
+
+
+def _number(value: Any) -> float:
+    """Return a reading as a float, NaN where there is none; an array of one element counts as a number."""
+    if value is None or isinstance(value, str):
+        return math.nan
+    array = np.asarray(value)
+    return float(array.reshape(-1)[0]) if array.size == 1 else math.nan

@@ -1,0 +1,180 @@
+"""Which data keys of a run hold the frames, the rocking angle, the exposure and the monitor.
+
+Everything here reads descriptors and names; no value of an event is looked at.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.records import Geometry
+
+COUNT_TIME_NAMES = ("count_time_s", "count_time", "acquire_time", "exposure_time", "preset_time", "exposure")
+GEOMETRY_NAMES = tuple(f.name for f in fields(Geometry))
+
+# A data key without units is taken to be in the first one of its table.
+DEGREES = {"deg": 1.0, "mdeg": 1e-3, "udeg": 1e-6} | {
+    prefix + "rad": factor * 180 / math.pi for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6))
+}
+SECONDS = {
+    prefix + name: factor
+    for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6), ("n", 1e-9))
+    for name in ("s", "sec", "second")
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the descriptors of one event stream say."""
+
+    data_keys: dict[str, dict[str, Any]]
+    object_keys: dict[str, list[str]]
+    hints: dict[str, dict[str, Any]]
+    configuration: dict[str, dict[str, Any]]
+    configuration_keys: dict[str, dict[str, Any]]
+
+    @classmethod
+    def from_descriptor(cls, doc: Mapping[str, Any]) -> "Stream":
+        """Read one descriptor."""
+        configured = dict(doc.get("configuration", {}))
+        return cls(
+            data_keys={key: dict(described) for key, described in doc["data_keys"].items()},
+            object_keys={name: list(keys) for name, keys in doc.get("object_keys", {}).items()},
+            hints={name: dict(hints) for name, hints in doc.get("hints", {}).items()},
+            configuration={name: dict(c.get("data", {})) for name, c in configured.items()},
+            configuration_keys={
+                k: dict(v) for c in configured.values() for k, v in c.get("data_keys", {}).items()
+            },
+        )
+
+    def updated(self, later: "Stream") -> "Stream":
+        """Return this with a later descriptor of the same stream over it."""
+        return Stream(*({**getattr(self, f.name), **getattr(later, f.name)} for f in fields(self)))
+
+    def shape(self, key: str) -> tuple[int | None, ...]:
+        """Shape of a data key as described."""
+        return tuple(self.data_keys.get(key, {}).get("shape") or ())
+
+    def is_image(self, key: str) -> bool:
+        """Whether a data key is described as a frame, or a few: its last two axes are longer than one."""
+        shape = self.shape(key)
+        return len(shape) >= 2 and all(n is None or n > 1 for n in shape[-2:])
+
+    def images(self) -> list[str]:
+        """Every data key that is described as a frame."""
+        return [key for key in self.data_keys if self.is_image(key)]
+
+    def owner(self, key: str) -> str | None:
+        """Name of the device that a data key comes from."""
+        return next((name for name, keys in self.object_keys.items() if key in keys), None)
+
+    def scale(self, key: str, units: Mapping[str, float]) -> float:
+        """Factor from a key's own units to the first of a table."""
+        described = self.data_keys.get(key) or self.configuration_keys.get(key) or {}
+        name = str(described.get("units") or "").strip().replace("\N{MICRO SIGN}", "u")
+        return units.get(name, units.get(name.lower().removesuffix("s").removesuffix("ree"), 1.0))
+
+
+def frame_key(streams: Mapping[str, Stream], wanted: str | None) -> tuple[str, str]:
+    """Choose the detector: the device or data key that is named, else the run's only image.
+
+    Returns
+    -------
+    stream, key
+        Name of the event stream, and the data key in it.
+
+    Raises
+    ------
+    InvalidInput
+        If none fits, or more than one.
+    """
+    found = [(name, key) for name, stream in streams.items() for key in _frames(stream, wanted)]
+    found = [item for item in found if item[0] == "primary"] or found
+    if len(found) == 1:
+        return found[0]
+    images = sorted({key for stream in streams.values() for key in stream.images()})
+    asked = f"cdi.detector {wanted!r}" if wanted else "a run without cdi.detector"
+    raise InvalidInput(
+        f"{asked} must fit exactly one detector image, got {[key for _, key in found]} of the images "
+        f"{images}; name the device or its data key in the start document's cdi.detector"
+    )
+
+
+def _frames(stream: Stream, wanted: str | None) -> list[str]:
+    if wanted is None:
+        return stream.images()
+    if wanted in stream.data_keys:
+        return [wanted]
+    return [
+        key for key in stream.object_keys.get(wanted, ()) if key in stream.data_keys and stream.is_image(key)
+    ]
+
+
+def angle_key(stream: Stream, wanted: str | None, motors: Iterable[str]) -> str:
+    """Choose the rocking angle's readback: ``cdi.rocking_motor`` (device or data key), else the only motor.
+
+    Raises
+    ------
+    InvalidInput
+        If none fits, or more than one.
+    """
+    names = [wanted] if wanted else list(motors)
+    found = [key for name in names if (key := readback_key(stream, name)) is not None]
+    found = [key for key in found if not stream.data_keys[key].get("external")]
+    if len(found) == 1:
+        return found[0]
+    raise InvalidInput(
+        f"a rocking curve must have one rocking motor that is read with each frame, got {found} for the "
+        f"motors {names} among the keys {sorted(stream.data_keys)}; name it in the start document's "
+        "cdi.rocking_motor"
+    )
+
+
+def readback_key(stream: Stream, name: str) -> str | None:
+    """Return the data key of where a device is, never of where it was sent; a data key's name will do."""
+    keys = [key for key in stream.object_keys.get(name, ()) if key in stream.data_keys]
+    hinted = [key for key in stream.hints.get(name, {}).get("fields", ()) if key in keys]
+    readings = [key for key in keys if "setpoint" not in key]
+    for candidates in (hinted, [name] if name in stream.data_keys else [], readings):
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def count_time_key(keys: Iterable[str], owned: Iterable[str] = ()) -> str | None:
+    """Return the key that is called like an exposure time, the detector's own before any other's."""
+    owned = set(owned)
+    called = [
+        (key not in owned, rank, key)
+        for key in keys
+        for rank, name in enumerate(COUNT_TIME_NAMES)
+        if is_called(key, name)
+    ]
+    return min(called)[-1] if called else None
+
+
+def geometry_readings(devices: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Pick what is called like a field of `Geometry` out of the devices' values, the first found first.
+
+    A device's key counts under its last part: ``det_cam_energy_keV`` is ``energy_keV``.
+    """
+    found: dict[str, Any] = {}
+    for _, values in devices:
+        for name in GEOMETRY_NAMES:
+            key = next((key for key in values if is_called(key, name)), None)
+            if key is not None:
+                found.setdefault(name, values[key])
+    return found
+
+
+def detector_first(stream: Stream, detector: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the configuration of each device, the detector's before the others'."""
+    owner = stream.owner(detector)
+    yield from sorted(stream.configuration.items(), key=lambda item: item[0] != owner)
+
+
+def is_called(key: str, name: str) -> bool:
+    """Whether a key is a name, or ends with it after a separator."""
+    return key == name or (key.endswith(name) and key[-len(name) - 1] in "_-.:")
