@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.files import require_writable
+from bluesky_cdinn.report import number_rows
 from bluesky_cdinn.settings import ReconstructionOptions, Settings, Start
-from bluesky_cdinn.terminal import answering, number_rows, print_table, progress_bar, table
-from bluesky_cdinn.volume_files import read_volume, require_writable, scalars, write_reconstruction
+from bluesky_cdinn.terminal import answering, print_table, progress_bar, table
+from bluesky_cdinn.volume_files import read_volume, write_reconstruction
 
 app = typer.Typer(
     name="cdinn",
@@ -63,10 +66,10 @@ def phase(
             result = reconstruct(volume, options, progress=progress)
         write_reconstruction(output, result)
         answer |= {"output": str(output), "shape": result.density.shape}
-        answer |= {**scalars(result), "timings_s": dict(result.timings_s)}
+        answer |= {**finite_scalars(result), "timings_s": dict(result.timings_s)}
         if not as_json:
             rows = table(str(output), "")
-            for heading, value in number_rows(scalars(result)):
+            for heading, value in number_rows(finite_scalars(result)):
                 rows.add_row(heading, value)
             for stage, seconds in result.timings_s.items():
                 rows.add_row(f"  {stage}", f"{seconds:.2f} s")

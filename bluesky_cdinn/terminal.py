@@ -3,11 +3,10 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
-import numpy as np
 import typer
 from rich import box
 from rich.console import Console
@@ -15,22 +14,9 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from bluesky_cdinn.documents import plain
 from bluesky_cdinn.errors import CdinnError
 from bluesky_cdinn.records import Progress
-
-# Name, factor, heading, format: how people read a result's numbers, in this order.
-NUMBERS = (
-    ("chi2", 1.0, "chi2", "{:.5f}"),
-    ("free_llk", 1.0, "free log-likelihood", "{:.4f}"),
-    ("confidence", 100.0, "confidence", "{:.0f} %"),
-    ("agreement", 100.0, "agreement of starts", "{:.1f} %"),
-    ("resolution_nm", 1.0, "resolution", "{:.1f} nm"),
-    ("size_nm", 1.0, "size", "{:.0f} nm"),
-    ("d_spacing_nm", 1.0, "d spacing", "{:.5f} nm"),
-    ("strain_rms", 1e4, "strain, rms", "{:.2f}e-4"),
-    ("seconds", 1.0, "computed in", "{:.1f} s"),
-    ("cpu_s", 1.0, "CPU time", "{:.1f} s"),
-)
 
 
 @contextmanager
@@ -38,7 +24,7 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
     """Give a mapping for a command's answer, and end the command as every command ends.
 
     With `as_json` the answer becomes one JSON object, the only line on stdout; whatever else is printed
-    meanwhile goes to stderr. A `CdinnError` becomes one line on stderr and exit code 1.
+    meanwhile goes to stderr, and numbers that are not finite are left out. A `CdinnError` becomes one line on stderr and exit code 1.
 
     Raises
     ------
@@ -57,19 +43,6 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
         raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(plain(answer), allow_nan=False))
-
-
-def plain(value: Any) -> Any:
-    """Return a value in JSON's own types; a number that is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
 
 
 @contextmanager
@@ -95,14 +68,6 @@ def progress_bar(label: str) -> Iterator[Callable[[Progress], None]]:
 def table(*headings: str) -> Table:
     """Return an empty table in the commands' common style."""
     return Table(*headings, box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-
-
-def number_rows(numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Yield heading and formatted value of each number that people read and that is known."""
-    for name, factor, heading, form in NUMBERS:
-        value = numbers.get(name)
-        if value is not None and math.isfinite(value):
-            yield heading, form.format(factor * value)
 
 
 def print_table(rows: Table) -> None:

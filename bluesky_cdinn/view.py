@@ -17,26 +17,16 @@ from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bluesky_cdinn.documents import finite_scalars
+from bluesky_cdinn.files import replacing
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.volume_files import replacing
+from bluesky_cdinn.report import number_rows
 
 FloatArray = NDArray[np.floating[Any]]
 
 _MARGIN = 0.12  # of the crystal's box, left free on each side of it
 _INK, _PALE, _ACCENT = "#22262b", "#8a9099", "#b3432b"
 _STYLE = {"linewidth": 1.2, "color": _INK}
-# Name, factor, format: the numbers that are shown, in this order, where there are any.
-_NUMBERS = (
-    ("chi2", 1.0, "χ²", "{:.4f}"),
-    ("free_llk", 1.0, "free log-likelihood", "{:.3f}"),
-    ("confidence", 100.0, "confidence", "{:.0f} %"),
-    ("agreement", 100.0, "agreement of starts", "{:.1f} %"),
-    ("resolution_nm", 1.0, "resolution", "{:.1f} nm"),
-    ("size_nm", 1.0, "size", "{:.0f} nm"),
-    ("d_spacing_nm", 1.0, "d spacing", "{:.5f} nm"),
-    ("strain_rms", 1e4, "strain, rms", r"{:.2f} $\times\,10^{{-4}}$"),
-    ("seconds", 1.0, "computed in", "{:.1f} s"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,12 +280,7 @@ def _draw_numbers(drawing: Figure, grid: GridSpec, result: Reconstruction) -> No
         )
     axes = drawing.add_subplot(grid[:, 3])
     axes.set_axis_off()
-    shown = []
-    for name, factor, label, form in _NUMBERS:
-        value = float(getattr(result, name, result.scalars.get(name, np.nan)))
-        if np.isfinite(value):
-            shown.append((label, form.format(factor * value)))
-    shown.append(("grid", " x ".join(str(n) for n in result.density.shape)))
+    shown = [*number_rows(finite_scalars(result)), ("grid", " x ".join(map(str, result.density.shape)))]
     for line, (label, value) in enumerate(shown):
         for text, drop, size, colour in ((label, 50 * line, 9, _PALE), (value, 50 * line + 15, 14, _INK)):
             axes.annotate(

@@ -5,18 +5,17 @@ the Coherent X-ray Imaging Data Bank (Maia, Nature Methods 9, 854 (2012)).
 """
 
 import json
-import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.files import replacing
 from bluesky_cdinn.records import DiffractionVolume, Reconstruction
 
 CXI_DATA = ("/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data")
@@ -70,47 +69,10 @@ def write_reconstruction(path: Path, result: Reconstruction) -> None:
         "support": result.support,
         "timings_s": json.dumps(dict(result.timings_s)),
         "parameters": json.dumps(dict(result.parameters), default=str),
-        **scalars(result),
+        **finite_scalars(result),
     }
     with replacing(path) as stream:
         np.savez_compressed(stream, **arrays)
-
-
-def scalars(result: Reconstruction) -> dict[str, float]:
-    """Return every number of a reconstruction by its name."""
-    judged = ("chi2", "free_llk", "confidence", "seconds", "cpu_s")
-    return {name: float(getattr(result, name)) for name in judged} | dict(result.scalars)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose content takes the place of `path` when all of it was written, and not before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def require_writable(path: Path) -> None:
-    """Refuse a path that could not be written to, before hours of work end in its error.
-
-    Raises
-    ------
-    InvalidInput
-        The directory is absent or closed to this user, or the path is a directory itself.
-    """
-    folder = path.parent
-    if not folder.is_dir():
-        raise InvalidInput(f"the directory of {path} must exist, {folder} does not: make it first")
-    if path.is_dir():
-        raise InvalidInput(f"a file's name is required, {path} is a directory")
-    if not os.access(folder, os.W_OK):
-        raise InvalidInput(f"the directory of {path} must be writable, {folder} is not")
 
 
 def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -76,7 +76,7 @@ def test_a_figure_says_what_is_known_with_units() -> None:
         "scan 7",
         "01234567",
         "120 nm",
-        "0.0050",
+        "0.00500",
         "x (nm)",
         "phase (rad)",
         "angle (°)",

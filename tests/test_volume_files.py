@@ -1,6 +1,5 @@
 """Volumes in npz and CXI as other programs write them, and results written whole or not at all."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.volume_files import read_volume, replacing, require_writable, write_reconstruction
+from bluesky_cdinn.volume_files import read_volume, write_reconstruction
 
 SHAPE = (5, 6, 7)
 
@@ -125,21 +124,3 @@ def test_a_result_is_written_with_all_its_numbers(tmp_path: Path) -> None:
         assert float(out["agreement"]) == 0.99
         assert json.loads(str(out["timings_s"])) == {"prepare": 0.5}
         assert json.loads(str(out["parameters"])) == {"seed": 3}
-
-
-def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
-    target = tmp_path / "out.npz"
-    target.write_bytes(b"before")
-    with contextlib.suppress(RuntimeError), replacing(target) as stream:
-        stream.write(b"half of")
-        raise RuntimeError
-    assert target.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_path_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
-    require_writable(tmp_path / "out.npz")
-    with pytest.raises(InvalidInput, match="make it first"):
-        require_writable(tmp_path / "absent" / "out.npz")
-    with pytest.raises(InvalidInput, match="is a directory"):
-        require_writable(tmp_path)
