@@ -24,7 +24,8 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
     """Give a mapping for a command's answer, and end the command as every command ends.
 
     With `as_json` the answer becomes one JSON object, the only line on stdout; whatever else is printed
-    meanwhile goes to stderr, and numbers that are not finite are left out. A `CdinnError` becomes one line on stderr and exit code 1.
+    meanwhile goes to stderr, and numbers that are not finite are left out. A `CdinnError` becomes one line
+    on stderr and exit code 1.
 
     Raises
     ------
