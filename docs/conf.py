@@ -37,7 +37,7 @@ napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 
 # Nitpicky mode checks every reference into this package; other packages' inventories would need the network.
-nitpick_ignore_regex = [(r"py:.*", r"(?!bluesky_cdinn).*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!bluesky_cdinn).*"), (r"py:.*", r"bluesky_cdinn\.(.*\.)?_.*")]
 
 html_theme = "furo"
 html_title = f"bluesky-cdinn {release}"
