@@ -1,0 +1,328 @@
+"""Recorded rocking scans, read from HDF5, npz or TIFF.
+
+A file names its contents alike whatever its format:
+
+=========================================  ==================================================
+``frames``                                 counts (points, rows, columns)
+``angles_deg`` or ``theta_deg``            rocking angle of each frame, deg (points,)
+``count_time_s``                           exposure, s: one number, or one a frame
+``dark``, ``whitefield``                   of the same pixels, or of a larger detector
+``region``                                 (row0, row1, col0, col1) of the frames in the larger one
+``energy_keV`` `detector_distance_m`       geometry, as in `bluesky_cdinn.records.Geometry`; also
+``pixel_size_um`` or ``pixel_size_m``      one number for square pixels
+``detector_angles_deg`` or                 (delta, gamma), or each by itself
+``delta_deg``, ``gamma_deg``
+``beam_centre_px``                         the frame's centre where it isn't given
+``rocking_axis reflection lattice_nm``     as in `Geometry`, where known
+``sample``                                 its name
+=========================================  ==================================================
+
+HDF5 holds them as datasets or as attributes of its root; npz as arrays. A TIFF stack, or a folder with
+a TIFF a frame, has them beside it in a JSON file of the same name (``scan.tif``, ``scan.json``).
+"""
+
+import json
+import zipfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import h5py
+import hdf5plugin  # noqa: F401 - registers the compressions that detectors write
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from bluesky_cdinn.errors import InvalidInput, MissingMetadata
+from bluesky_cdinn.records import Geometry
+
+Region = tuple[int, int, int, int]
+
+
+class FrameStack(Protocol):
+    """Frames in memory or in a file: a NumPy array, or what indexes like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(points, rows, columns)."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a pixel."""
+        ...
+
+    def __getitem__(self, index: Any) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class StoredFrames:
+    """Frames that stay in their HDF5 file until one is asked for; the file is open only meanwhile."""
+
+    path: Path
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Read from the file."""
+        with h5py.File(self.path) as file:
+            stack = file[self.dataset]
+            assert isinstance(stack, h5py.Dataset)
+            return stack[index]
+
+
+class FieldReference(NamedTuple):
+    """Where a dark or flat field lies, and which part of it the frames cover.
+
+    Parameters
+    ----------
+    path, dataset
+        HDF5 or npz file, and the name of the field in it.
+    region
+        (row0, row1, column0, column1), half open.
+    """
+
+    path: Path
+    dataset: str
+    region: Region
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the plain mapping that goes into a start document's ``cdi``."""
+        return {"path": str(self.path), "dataset": self.dataset, "region": list(self.region)}
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recorded rocking scan.
+
+    Parameters
+    ----------
+    frames
+        Counts (points, rows, columns), any real dtype.
+    angles_deg
+        Rocking angle of each frame, float64 (points,).
+    geometry
+        Of the measurement.
+    count_time_s
+        Exposure of each frame, float64 (points,); None where the file doesn't say it.
+    dark, whitefield
+        Of the frames' own pixels (rows, columns): dark as the file has it (in
+        counts, or non-zero where a pixel is bad), whitefield the relative response.
+    dark_file, flat_file
+        Where the two lie, for those who read them elsewhere.
+    name
+        What the sample or, failing that, the file is called.
+    """
+
+    frames: FrameStack
+    angles_deg: NDArray[np.float64]
+    geometry: Geometry
+    count_time_s: NDArray[np.float64] | None = None
+    dark: NDArray[Any] | None = None
+    whitefield: NDArray[Any] | None = None
+    dark_file: FieldReference | None = None
+    flat_file: FieldReference | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.frames.shape) != 3:
+            raise InvalidInput(f"frames must be (points, rows, columns), got shape {self.frames.shape}")
+        points, *shape = self.frames.shape
+        if self.angles_deg.shape != (points,) or not np.isfinite(self.angles_deg).all():
+            raise InvalidInput(
+                f"angles_deg must hold a finite angle for each of the {points} frames, "
+                f"got shape {self.angles_deg.shape}"
+            )
+        for name in ("dark", "whitefield"):
+            values = getattr(self, name)
+            if values is not None and values.shape != tuple(shape):
+                raise InvalidInput(f"{name} must have the frames' shape {tuple(shape)}, got {values.shape}")
+
+    @property
+    def step_deg(self) -> float:
+        """Median distance of neighbouring angles, deg; 0 for a single frame."""
+        return float(np.median(np.diff(np.sort(self.angles_deg)))) if len(self.angles_deg) > 1 else 0.0
+
+    @property
+    def scan_range(self) -> tuple[float, float, int]:
+        """(start, stop, num) of the plan that scans it again."""
+        return float(self.angles_deg[0]), float(self.angles_deg[-1]), len(self.angles_deg)
+
+    @property
+    def cdi(self) -> dict[str, Any]:
+        """What a start document's ``cdi`` mapping should say beside the geometry."""
+        known: dict[str, Any] = {"sample": self.name}
+        if self.dark_file is not None:
+            known["dark_file"] = self.dark_file.to_document()
+        if self.flat_file is not None:
+            known["flat_file"] = self.flat_file.to_document()
+        return known
+
+
+def load_recording(path: Path | str, **overrides: Any) -> Recording:
+    """Read a recorded rocking scan.
+
+    Parameters
+    ----------
+    path
+        HDF5 (.h5, .hdf5, .nxs), npz or TIFF file, or a folder of TIFF files in the order of their names.
+    **overrides
+        Anything that the file could say, under the names of this module's table; they override it.
+
+    Returns
+    -------
+    Recording
+        HDF5 frames stay in the file until one is asked for.
+
+    Raises
+    ------
+    InvalidInput
+        If the file isn't there, isn't of a known kind, or its contents don't fit together.
+    MissingMetadata
+        If frames, angles or geometry are given nowhere.
+    """
+    path = Path(path).absolute()
+    if not path.exists():
+        raise InvalidInput(f"a recording must be a file or a folder of TIFF files; there is no {path}")
+    if path.is_dir() or path.suffix.lower() in {".tif", ".tiff"}:
+        contents = _read_tiff(path)
+    elif path.suffix.lower() == ".npz":
+        contents = _read_npz(path)
+    elif h5py.is_hdf5(path):
+        contents = _read_hdf5(path)
+    else:
+        raise InvalidInput(f"a recording must be HDF5, npz or TIFF, got {path.name}")
+    holds_fields = path.suffix in _HOLD_FIELDS
+    stored = {name for name in ("dark", "whitefield") if holds_fields and name not in overrides}
+    return _compose(path, {**_normalised(contents), **_normalised(overrides)}, stored)
+
+
+_HOLD_FIELDS = {".h5", ".hdf5", ".nxs", ".npz"}
+
+
+def _read_hdf5(path: Path) -> dict[str, Any]:
+    with h5py.File(path) as file:
+        contents: dict[str, Any] = dict(file.attrs)
+        for name, item in file.items():
+            if not isinstance(item, h5py.Dataset):
+                continue
+            large = name == "frames"
+            contents[name] = StoredFrames(path, name, item.shape, item.dtype) if large else item[()]
+    return contents
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path.name} must be an npz of plain arrays: {error}") from error
+
+
+def _read_tiff(path: Path) -> dict[str, Any]:
+    files = sorted(path.glob("*.tif*")) if path.is_dir() else [path]
+    if not files:
+        raise InvalidInput(f"a folder of frames must hold .tif or .tiff files, {path} holds none")
+    frames = np.concatenate([_as_stack(tifffile.imread(file)) for file in files])
+    beside = path.with_suffix(".json")
+    contents = json.loads(beside.read_text()) if beside.is_file() else {}
+    return {**contents, "frames": frames}
+
+
+def _as_stack(image: NDArray[Any]) -> NDArray[Any]:
+    return image[None] if image.ndim == 2 else image
+
+
+def _normalised(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return contents under the first of each name that this module's table allows."""
+    known = dict(contents)
+    if "theta_deg" in known:
+        known.setdefault("angles_deg", known["theta_deg"])
+    if "pixel_size_m" in known:
+        known.setdefault("pixel_size_um", np.asarray(known["pixel_size_m"]) * 1e6)
+    if {"delta_deg", "gamma_deg"} <= known.keys():
+        known.setdefault("detector_angles_deg", (known["delta_deg"], known["gamma_deg"]))
+    return known
+
+
+_NEEDED = (
+    "frames",
+    "angles_deg",
+    "energy_keV",
+    "detector_distance_m",
+    "pixel_size_um",
+    "detector_angles_deg",
+)
+
+
+def _compose(path: Path, contents: Mapping[str, Any], stored: Collection[str]) -> Recording:
+    """Make a `Recording` of normalised contents; `stored` names the fields that lie in the file."""
+    missing = [name for name in _NEEDED if contents.get(name) is None]
+    if missing:
+        raise MissingMetadata(
+            f"{path.name} must say {', '.join(missing)}, it only holds "
+            f"{', '.join(sorted(contents)) or 'nothing'}: give the rest as keywords of load_recording"
+        )
+    frames = contents["frames"]
+    shape = frames.shape[1:]
+    angles = np.asarray(contents["angles_deg"], dtype=np.float64)
+    count_time, sample = contents.get("count_time_s"), contents.get("sample")
+    region = _region(contents, shape)
+    fields = {name: _field(contents, name, region, shape) for name in ("dark", "whitefield")}
+    references = {
+        name: FieldReference(path, name, region)
+        for name, values in fields.items()
+        if values is not None and name in stored
+    }
+    return Recording(
+        frames=frames,
+        angles_deg=angles,
+        geometry=_geometry(contents, shape),
+        count_time_s=None if count_time is None else np.broadcast_to(np.float64(count_time), angles.shape),
+        **fields,
+        dark_file=references.get("dark"),
+        flat_file=references.get("whitefield"),
+        name=path.stem if sample is None else str(sample),
+    )
+
+
+def _region(contents: Mapping[str, Any], shape: tuple[int, ...]) -> Region:
+    row0, row1, col0, col1 = (int(edge) for edge in contents.get("region", (0, shape[0], 0, shape[1])))
+    return row0, row1, col0, col1
+
+
+def _field(
+    contents: Mapping[str, Any], name: str, region: Region, shape: tuple[int, ...]
+) -> NDArray[Any] | None:
+    """Return the part of a dark or flat field that the frames cover."""
+    if contents.get(name) is None:
+        return None
+    whole = np.asarray(contents[name])
+    part = whole[region[0] : region[1], region[2] : region[3]]
+    if part.shape != shape:
+        raise InvalidInput(
+            f"{name} must cover the frames' {shape} pixels, region {region} of its {whole.shape} doesn't: "
+            "give region=(row0, row1, column0, column1)"
+        )
+    return part
+
+
+def _geometry(contents: Mapping[str, Any], shape: tuple[int, ...]) -> Geometry:
+    reflection, lattice = contents.get("reflection"), contents.get("lattice_nm")
+    return Geometry(
+        energy_keV=float(contents["energy_keV"]),
+        detector_distance_m=float(contents["detector_distance_m"]),
+        pixel_size_um=_floats(contents["pixel_size_um"], 2),
+        detector_angles_deg=_floats(contents["detector_angles_deg"], 2),
+        beam_centre_px=_floats(contents.get("beam_centre_px", (shape[0] / 2, shape[1] / 2)), 2),
+        rocking_axis=_floats(contents.get("rocking_axis", Geometry.rocking_axis), 3),
+        reflection=None if reflection is None else cast(Any, tuple(int(index) for index in reflection)),
+        lattice_nm=None if lattice is None else float(lattice),
+    )
+
+
+def _floats(values: Any, count: int) -> Any:
+    """Return `count` plain floats; a single one is repeated."""
+    return tuple(float(value) for value in np.broadcast_to(np.asarray(values, dtype=float), (count,)))
