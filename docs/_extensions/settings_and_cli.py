@@ -47,12 +47,16 @@ def table(title: str, prefix: str, fields: dict[str, FieldInfo]) -> Iterator[str
     """Yield one section's table."""
     yield from (f"## {title}", "", "| name | default | environment | what it is |", "|---|---|---|---|")
     for name, field in fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = (
-            "" if default is PydanticUndefined else f"`{getattr(default, 'as_posix', lambda: default)()!r}`"
-        )
+        shown = show(field.get_default(call_default_factory=True))
         yield f"| `{name}` | {shown} | `{prefix}{name.upper()}` | {field.description or ''} |"
     yield ""
+
+
+def show(default: Any) -> str:
+    """Return a default as the table shows it; a path without its Python type."""
+    if default is PydanticUndefined:
+        return ""
+    return f"`{default.as_posix() if isinstance(default, Path) else default!r}`"
 
 
 def is_section(field: FieldInfo) -> bool:
