@@ -17,6 +17,7 @@ from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import replacing
 from bluesky_cdinn.records import DiffractionVolume, Reconstruction
+from bluesky_cdinn.volume import trusted
 
 CXI_DATA = ("/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data")
 CXI_MASK = ("/entry_1/instrument_1/detector_1/mask", "/entry_1/data_1/mask")
@@ -35,7 +36,8 @@ def read_volume(path: Path) -> DiffractionVolume:
     Returns
     -------
     DiffractionVolume
-        Voxels that are not finite, or that an unsigned detector flagged by its largest value, are not valid.
+        Voxels that are masked, not finite, or at the largest number of an unsigned type are not valid and 0;
+        negative counts, which a subtracted background leaves, are 0.
 
     Raises
     ------
@@ -118,15 +120,15 @@ def _volume(intensity: NDArray[Any], mask: NDArray[Any] | None, path: Path) -> D
             raise InvalidInput(
                 f"the mask in {path} must have the intensity's shape {intensity.shape}, got {mask.shape}"
             ) from None
-    valid = np.isfinite(intensity)
-    if intensity.dtype.kind == "u" and intensity.dtype.itemsize >= 4:
-        valid &= intensity != np.iinfo(intensity.dtype).max  # how photon-counting detectors mark gaps
+    valid = trusted(intensity)
     if mask is not None:
         valid &= mask
-    return DiffractionVolume(
-        intensity=np.where(np.isfinite(intensity), intensity, 0).astype(np.float32),
-        valid=valid,
-        history=(
-            {"step": "read", "file": path.name, "dtype": str(intensity.dtype), "masked": mask is not None},
-        ),
-    )
+    step = {
+        "step": "read",
+        "file": path.name,
+        "dtype": str(intensity.dtype),
+        "mask": mask is not None,
+        "negative": int(np.count_nonzero(intensity < 0)),
+    }
+    counts = np.where(valid, np.maximum(intensity, 0), 0).astype(np.float32)
+    return DiffractionVolume(intensity=counts, valid=valid, history=(step,))

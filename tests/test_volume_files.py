@@ -34,7 +34,7 @@ def test_npz_keeps_values_and_mask(tmp_path: Path, counts: np.ndarray) -> None:
     np.savez(tmp_path / "v.npz", intensity=counts, mask=mask)
     volume = read_volume(tmp_path / "v.npz")
     assert volume.intensity.dtype == np.float32
-    np.testing.assert_array_equal(volume.intensity, counts)
+    np.testing.assert_array_equal(volume.intensity, np.where(mask, counts, 0))
     np.testing.assert_array_equal(volume.valid, mask)
     assert volume.history[0]["step"] == "read"
 
@@ -46,6 +46,14 @@ def test_npz_without_a_mask_is_valid_where_finite(tmp_path: Path, counts: np.nda
     assert not volume.valid[1, 2, 3]
     assert volume.intensity[1, 2, 3] == 0
     assert volume.valid.sum() == volume.valid.size - 1
+
+
+def test_negative_counts_of_a_subtracted_background_become_none(tmp_path: Path, counts: np.ndarray) -> None:
+    np.savez(tmp_path / "v.npz", intensity=counts - 50)
+    volume = read_volume(tmp_path / "v.npz")
+    assert volume.valid.all()
+    np.testing.assert_array_equal(volume.intensity, np.maximum(counts - 50, 0))
+    assert volume.history[0]["negative"] == (counts < 50).sum()
 
 
 def test_an_unsigned_detectors_largest_value_marks_a_gap(tmp_path: Path, counts: np.ndarray) -> None:
@@ -68,7 +76,7 @@ def test_cxi_masks_what_its_bits_call_faulty(
     expected = np.ones(SHAPE, dtype=bool)
     expected[:, 2, 3] = expected[:, 1, 1] = False
     np.testing.assert_array_equal(volume.valid, expected)
-    np.testing.assert_array_equal(volume.intensity, counts)
+    np.testing.assert_array_equal(volume.intensity, np.where(expected, counts, 0))
 
 
 def test_content_counts_and_not_the_name(tmp_path: Path, counts: np.ndarray) -> None:
