@@ -17,6 +17,8 @@ _EXPONENTS = np.array(
     sorted((e for e in product(range(4), repeat=3) if sum(e) <= 3), key=lambda e: (sum(e), e))
 )
 _WAVES = 8
+# Points computed at once; bounds the memory.
+_BATCH = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +33,15 @@ class SmoothField:
         Of the 20 monomials up to the third degree, rad, float64 (20,).
     wavevectors
         Rad a length unit, float64 (waves, 3).
-    cosines, sines
-        The waves' parts, rad, float64 (waves,).
+    heights, starts
+        Of the waves: rad, and rad at the origin, float64 (waves,).
     """
 
     length_nm: float
     coefficients: FloatArray
     wavevectors: FloatArray
-    cosines: FloatArray
-    sines: FloatArray
+    heights: FloatArray
+    starts: FloatArray
 
     def __call__(self, points_nm: FloatArray) -> FloatArray:
         """Return the phase at points (..., 3), rad, float64 (...)."""
@@ -49,9 +51,8 @@ class SmoothField:
         for (i, j, k), coefficient in zip(_EXPONENTS, self.coefficients, strict=True):
             if coefficient:
                 phase += coefficient * powers[..., i, 0] * powers[..., j, 1] * powers[..., k, 2]
-        for wave, cosine, sine in zip(self.wavevectors, self.cosines, self.sines, strict=True):
-            argument = scaled @ wave
-            phase += cosine * np.cos(argument) + sine * np.sin(argument)
+        for wave, height, start in zip(self.wavevectors, self.heights, self.starts, strict=True):
+            phase += height * np.cos(scaled @ wave + start)
         return phase
 
 
@@ -140,8 +141,9 @@ def _random_field(
     directions = rng.normal(size=(_WAVES, 3))
     numbers = rng.uniform(np.pi, 2 * np.pi, size=_WAVES)
     wavevectors = directions * (numbers / np.linalg.norm(directions, axis=1))[:, None]
-    cosines, sines = rng.normal(size=(2, _WAVES)) * 0.5 * (np.pi / numbers) ** 2
-    raw = SmoothField(length_nm, coefficients, wavevectors, cosines, sines)
+    heights = 0.7 * rng.normal(size=_WAVES) * (np.pi / numbers) ** 2
+    starts = rng.uniform(0, 2 * np.pi, size=_WAVES)
+    raw = SmoothField(length_nm, coefficients, wavevectors, heights, starts)
 
     points = interior_points(body)
     values = raw(points)
@@ -151,7 +153,7 @@ def _random_field(
     factor = phase_range_rad / np.ptp(values)
     # Monomials are sorted by degree, then exponents: 1, z, y, x.
     coefficients[:4] = -ramp[[0, 3, 2, 1]]
-    return SmoothField(length_nm, coefficients * factor, wavevectors, cosines * factor, sines * factor)
+    return SmoothField(length_nm, coefficients * factor, wavevectors, heights * factor, starts)
 
 
 def interior_points(body: Polyhedron, across: int = 40) -> FloatArray:
@@ -160,12 +162,6 @@ def interior_points(body: Polyhedron, across: int = 40) -> FloatArray:
     axes = [np.linspace(low, high, across) for low, high in zip(corners.min(0), corners.max(0), strict=True)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     return grid[body.coverage(grid) > 0]
-
-
-def voxel_centres(direct_basis: FloatArray, shape: tuple[int, int, int]) -> FloatArray:
-    """Return where a volume's voxels lie, nm, float64 (*shape, 3); voxel n//2 is the origin."""
-    indices = np.stack(np.meshgrid(*(np.arange(n) - n // 2 for n in shape), indexing="ij"), axis=-1)
-    return indices @ direct_basis.T
 
 
 def sample(crystal: Crystal, direct_basis: FloatArray, shape: tuple[int, int, int]) -> NDArray[np.complex64]:
@@ -188,13 +184,20 @@ def sample(crystal: Crystal, direct_basis: FloatArray, shape: tuple[int, int, in
     """
     basis = np.asarray(direct_basis, dtype=float)
     density = np.zeros(shape, dtype=np.complex64)
-    reach = np.linalg.norm(crystal.half_extent_nm()) + np.abs(basis).sum()
-    # A slab at a time: the crystal fills a small part of an oversampled grid.
-    for index in range(shape[0]):
-        points = voxel_centres(basis, (1, *shape[1:]))[0] + (index - shape[0] // 2) * basis[:, 0]
-        near = np.linalg.norm(points, axis=-1) < reach
-        if near.any():
-            inside = points[near]
-            amplitude = crystal.amplitude(inside, basis)
-            density[index][near] = amplitude * np.exp(1j * crystal.phase(inside))
+    # The crystal fills a small part of an oversampled grid: visit the voxels within its bounds.
+    corners = np.linalg.solve(basis, crystal.body.vertices().T).T
+    centre = np.array(shape) // 2
+    low = np.clip(np.floor(corners.min(axis=0) - 1).astype(int) + centre, 0, shape)
+    high = np.clip(np.ceil(corners.max(axis=0) + 2).astype(int) + centre, 0, shape)
+    spans = [np.arange(first, last) for first, last in zip(low, high, strict=True)]
+    slabs = np.array_split(spans[0], max(1, np.prod([len(span) for span in spans]) // _BATCH))
+    for slab in slabs:
+        box = np.ix_(slab, spans[1], spans[2])
+        indices = np.stack(np.broadcast_arrays(*box), axis=-1) - centre
+        points = indices.reshape(-1, 3) @ basis.T
+        amplitude = crystal.amplitude(points, basis)
+        inside = amplitude > 0
+        values = np.zeros(len(points), dtype=np.complex64)
+        values[inside] = amplitude[inside] * np.exp(1j * crystal.phase(points[inside]))
+        density[box] = values.reshape(indices.shape[:3])
     return density
