@@ -157,13 +157,16 @@ class RockingCurveAssembler:
         """Yield (readings, angle in deg, frame) of each point that is whole."""
         stream, external = self._run.streams[name], self._external(name, detector)
         unit = stream.scale(angle, DEGREES)
+        left_out = []
         for number, point in sorted(self._run.points.get(name, {}).items()):
             frame = external[number] if number in external else self._frame(stream, detector, point)
             degrees = _number(point.get(angle)) * unit
             if frame is None or not math.isfinite(degrees):
-                logger.warning("point %d has no %s: left out", number, "frame" if frame is None else "angle")
+                left_out.append(number)
             else:
                 yield point, degrees, frame
+        if left_out:
+            logger.warning("points %s have no frame or no angle: left out", left_out)
 
     def _external(self, name: str, detector: str) -> dict[int, tuple[FrameReference, ...]]:
         """Frames of StreamDatum documents by event; the later document holds after a rewind."""

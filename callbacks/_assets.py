@@ -99,7 +99,8 @@ def stream_frames(
     dataset = dataset_name(parameters)
     rows = 1 if parameters.get("join_method") == "stack" else _rows_an_index(parameters, frame_shape)
     indices, events = (range(int(datum[n]["start"]), int(datum[n]["stop"])) for n in ("indices", "seq_nums"))
-    if not 0 < len(events) <= MAX_FRAMES or len(indices) % len(events) or len(indices) * rows > MAX_FRAMES:
+    frames = len(indices) * rows
+    if not 0 < len(events) <= frames <= MAX_FRAMES or len(indices) % len(events):
         raise InvalidInput(
             "a stream_datum must cover a whole number of indices for each event, and not more than "
             f"{MAX_FRAMES} frames, got {len(indices)} indices for {len(events)} events"
