@@ -1,0 +1,356 @@
+"""Raw and processed runs in Tiled: where they are written, found and read.
+
+Every run goes by the spool (`bluesky_cdinn.spool`): it is on disk before Tiled is asked to take it, so that
+writing never waits for Tiled and nothing is lost while Tiled is away.
+"""
+
+import atexit
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any, Self
+
+import httpx
+from tiled.client import from_profile, from_uri
+from tiled.queries import Comparison, Eq
+from tiled.structures.core import Spec
+
+from bluesky_cdinn.delivery import Delivery
+from bluesky_cdinn.documents import (
+    PURPOSE,
+    Document,
+    reconstruction_documents,
+    reconstruction_from_documents,
+    reconstruction_from_run,
+)
+from bluesky_cdinn.embedded import Address, EmbeddedServer
+from bluesky_cdinn.errors import NotFound, StoreUnavailable
+from bluesky_cdinn.filled import filled_documents
+from bluesky_cdinn.recorder import RunRecorder
+from bluesky_cdinn.records import Reconstruction
+from bluesky_cdinn.settings import Settings, TiledSettings
+from bluesky_cdinn.spool import Kind, RunJournal, find_spooled
+from bluesky_cdinn.summary import ReconstructionSummary
+
+logger = logging.getLogger(__name__)
+
+# Reading waits this long for what this process has still to write.
+_READ_YOUR_WRITES_S = 30.0
+_CLOSE_FLUSH_S = 15.0
+
+Moment = float | datetime
+
+
+def connect(settings: Settings | None = None) -> "Catalog":
+    """Open the catalog that the settings name; nothing is started or asked before it is used."""
+    return Catalog(settings)
+
+
+class Catalog:
+    """The raw and the processed runs of one Tiled server.
+
+    Parameters
+    ----------
+    settings
+        ``tiled.uri`` or ``tiled.profile`` names a server; else ``tiled.directory`` is served by an embedded
+        one, shared with every process of this user that opens the same directory. What waits for Tiled lies
+        in ``spool``.
+
+    Notes
+    -----
+    Methods that read raise `StoreUnavailable` when Tiled can't be reached; those that write don't.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._connection = _Connection(self.settings.tiled)
+        self._spool = self.settings.spool.resolve()
+        self._delivery = Delivery(self._spool, self._connection.container, self._connection.answers)
+        self._recorder: RunRecorder | None = None
+        self._lock = threading.Lock()
+        _open_catalogs.add(self)
+        self._delivery.wake()
+
+    def start(self) -> None:
+        """Connect in the background, starting the embedded server where there is none; returns at once."""
+        self._delivery.wake(connect=True)
+
+    @property
+    def uri(self) -> str:
+        """Of the server, without its key."""
+        return self._connection.address().uri
+
+    @property
+    def api_key(self) -> str | None:
+        """Of the server, for handing to another client; don't log it."""
+        return self._connection.address().api_key
+
+    @property
+    def raw(self) -> Any:
+        """Client of the measured runs; what this process measured is in it, or Tiled is behind."""
+        self.flush(_READ_YOUR_WRITES_S)
+        return self._connection.container("raw")
+
+    @property
+    def processed(self) -> Any:
+        """Client of the reconstructions."""
+        self.flush(_READ_YOUR_WRITES_S)
+        return self._connection.container("processed")
+
+    def raw_writer(self) -> RunRecorder:
+        """Return the callback to subscribe to a RunEngine; always the same one.
+
+        What it is given is on disk at once and in Tiled when Tiled takes it; it never holds a scan up.
+        """
+        self.start()
+        with self._lock:
+            if self._recorder is None:
+                self._recorder = RunRecorder(self._spool, "raw", lambda _: self._delivery.wake())
+            return self._recorder
+
+    def store(self, reconstruction: Reconstruction) -> str:
+        """Write a reconstruction as a processed run and return its uid; Tiled gets it in the background.
+
+        Raises
+        ------
+        OSError
+            The spool can't be written.
+        """
+        return self.store_documents(reconstruction_documents(reconstruction))
+
+    def store_documents(self, documents: Iterable[Document]) -> str:
+        """Write the documents of one processed run, as `store` does."""
+        (_, start), *rest = documents
+        journal = RunJournal(self._spool, "processed", start)
+        for name, document in rest:
+            journal.append(name, document)
+        journal.complete()
+        self._delivery.wake()
+        return start["uid"]
+
+    def deliver_spooled(self) -> int:
+        """Give Tiled all that waits for it, now and in order; return how many runs still wait."""
+        return self._delivery.run_once()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until Tiled holds all that this process wrote; False when it doesn't within the time.
+
+        Returns at once when Tiled is away.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._recorder is not None and not self._recorder.flush(timeout):
+            return False
+        while self._delivery.run_once():
+            late = deadline is not None and time.monotonic() > deadline
+            if late or not self._connection.answers():
+                return False
+            time.sleep(0.1)
+        return True
+
+    def reconstructions(
+        self,
+        raw_uid: str | None = None,
+        *,
+        sample: str | None = None,
+        status: str | None = None,
+        min_confidence: float | None = None,
+        max_chi2: float | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        limit: int = 100,
+    ) -> list[ReconstructionSummary]:
+        """Search the reconstructions, newest first.
+
+        Parameters
+        ----------
+        raw_uid
+            Of one scan, whole.
+        sample, status
+            Exactly so.
+        min_confidence, max_chi2
+            Limits included; a reconstruction without that number is left out.
+        since, until
+            When it was reconstructed: seconds since 1970 or a datetime, the latter excluded.
+        limit
+            At most so many.
+        """
+        found = self.processed.search(Eq("start.purpose", PURPOSE))
+        equal = {"raw_uid": raw_uid, "sample": sample, "status": status}
+        for key, value in equal.items():
+            found = found if value is None else found.search(Eq(f"start.{key}", value))
+        limits = [
+            ("ge", "scalars.confidence", min_confidence),
+            ("le", "scalars.chi2", max_chi2),
+            ("ge", "time", _timestamp(since)),
+            ("lt", "time", _timestamp(until)),
+        ]
+        for operator, key, value in limits:
+            found = found if value is None else found.search(Comparison(operator, f"start.{key}", value))
+        newest = found.sort(("start.time", -1)).values().head(limit)
+        return [ReconstructionSummary.from_start(run.metadata["start"], self.load) for run in newest]
+
+    def latest(self, raw_uid: str | None = None, **limits: Any) -> ReconstructionSummary:
+        """Return the newest reconstruction that `reconstructions` finds.
+
+        Raises
+        ------
+        NotFound
+            There is none.
+        """
+        found = self.reconstructions(raw_uid, **limits, limit=1)
+        if found:
+            return found[0]
+        asked = {name: value for name, value in {"raw_uid": raw_uid, **limits}.items() if value is not None}
+        newest = self.reconstructions(limit=3)
+        there = ", ".join(f"{s.processed_uid[:8]} of scan {s.raw_uid[:8]}" for s in newest) or "none at all"
+        raise NotFound(f"no reconstruction with {asked} in {self.uri}; the newest there: {there}")
+
+    def load(self, uid: str) -> Reconstruction:
+        """Read a reconstruction back, from Tiled or from where it waits for Tiled.
+
+        Parameters
+        ----------
+        uid
+            Of the processed run, or its first characters.
+
+        Raises
+        ------
+        NotFound
+            No processed run has that uid.
+        """
+        if (spooled := find_spooled(self._spool, "processed", uid)) is not None:
+            # It may be delivered, and gone from here, in this very moment.
+            with contextlib.suppress(FileNotFoundError):
+                return reconstruction_from_documents(spooled.documents())
+        return reconstruction_from_run(self._run("processed", uid))
+
+    def raw_documents(self, raw_uid: str) -> Iterator[Document]:
+        """Yield a stored raw run's documents as they were emitted, every frame in its event.
+
+        Raises
+        ------
+        NotFound
+            No raw run has that uid.
+        """
+        return filled_documents(self._run("raw", raw_uid))
+
+    def close(self) -> None:
+        """Write what is left, then stop threads and the embedded server; may be called more than once."""
+        if self not in _open_catalogs:
+            return
+        _open_catalogs.discard(self)
+        self.flush(_CLOSE_FLUSH_S)
+        if self._recorder is not None:
+            self._recorder.close()
+        self._delivery.close()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        tiled = self.settings.tiled
+        return f"<Catalog {tiled.uri or tiled.profile or tiled.directory}>"
+
+    def _run(self, kind: Kind, uid: str) -> Any:
+        container = self.raw if kind == "raw" else self.processed
+        try:
+            return container[uid]
+        except (KeyError, ValueError) as error:
+            newest = ", ".join(container.keys().tail(3)) or "none at all"
+            raise NotFound(
+                f"no {kind} run {uid!r} in {self.uri} ({error}); the newest there: {newest}"
+            ) from None
+
+
+class _Connection:
+    """The client of the server that the settings name, made when first needed and again when it was lost."""
+
+    def __init__(self, settings: TiledSettings) -> None:
+        self._settings = settings
+        embedded = settings.uri is None and settings.profile is None
+        self._embedded = EmbeddedServer(settings.directory, settings.readable_storage) if embedded else None
+        self._root: Any = None
+        self._address: Address | None = None
+        self._lock = threading.RLock()
+
+    def address(self) -> Address:
+        with self._lock:
+            self._connect()
+            assert self._address is not None
+            return self._address
+
+    def answers(self) -> bool:
+        address = self._address
+        return address is not None and address.answers()
+
+    def container(self, kind: Kind) -> Any:
+        """Return the client of one kind of runs, its container made if there is none."""
+        with self._lock:
+            node = self._connect()
+            parts = getattr(self._settings, kind).split("/")
+            for depth, part in enumerate(parts, start=1):
+                if part not in node:
+                    last = depth == len(parts)
+                    specs = [Spec("CatalogOfBlueskyRuns", "3.0")] if last else []
+                    # Another process may just have made it.
+                    with contextlib.suppress(httpx.HTTPStatusError):
+                        node.create_container(part, specs=specs)
+                node = node[part]
+            return node
+
+    def close(self) -> None:
+        with self._lock:
+            self._root = None
+            if self._embedded is not None:
+                self._embedded.close()
+
+    def _connect(self) -> Any:
+        if self._root is not None and self.answers():
+            return self._root
+        self._root = None
+        try:
+            self._root, self._address = self._open()
+        except (httpx.HTTPError, OSError) as error:
+            raise StoreUnavailable(f"Tiled at {self._name()} can't be reached: {error}") from error
+        return self._root
+
+    def _open(self) -> tuple[Any, Address]:
+        settings = self._settings
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        if settings.profile is not None and settings.uri is None:
+            root = from_profile(settings.profile, **({"api_key": key} if key else {}))
+            return root, Address(str(root.context.api_uri), key or root.context.api_key)
+        address = self._embedded.address() if self._embedded is not None else Address(str(settings.uri), key)
+        # Tiled's own client asks again and again for most of a minute.
+        if not address.answers():
+            raise StoreUnavailable(f"Tiled at {self._name()} doesn't answer; start it, or set tiled.uri")
+        root = from_uri(address.uri, api_key=address.api_key, trust_env=not address.is_local)
+        return root, Address(address.uri, address.api_key or root.context.api_key)
+
+    def _name(self) -> str:
+        return str(self._settings.uri or self._settings.profile or self._settings.directory)
+
+
+def _timestamp(moment: Moment | None) -> float | None:
+    return moment.timestamp() if isinstance(moment, datetime) else moment
+
+
+# At exit every catalog writes what it holds; a catalog that nobody holds any more closes by itself.
+_open_catalogs: "weakref.WeakSet[Catalog]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for catalog in list(_open_catalogs):
+        try:
+            catalog.close()
+        except Exception:
+            logger.exception("%r could not be closed in order; what it had to write is in the spool", catalog)

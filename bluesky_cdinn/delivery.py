@@ -1,0 +1,164 @@
+"""From the spool into Tiled: in order, exactly once, again and again while Tiled is away."""
+
+import contextlib
+import logging
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bluesky_tiled_plugins import TiledWriter
+from bluesky_tiled_plugins.writing.tiled_writer import MAX_ARRAY_SIZE
+
+from bluesky_cdinn.documents import Document
+from bluesky_cdinn.errors import StoreUnavailable
+from bluesky_cdinn.spool import (
+    Kind,
+    SpooledRun,
+    recover_abandoned,
+    sole_delivery,
+    spooled_runs,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+_ATTEMPTS = 3
+_CLOSE_TIMEOUT_S = 60.0
+
+
+class Delivery:
+    """Delivers the runs of one spool, in a thread that starts with the first `wake`.
+
+    Parameters
+    ----------
+    spool
+        The folder.
+    container
+        Kind of run -> client of the container it belongs to; raises `StoreUnavailable` when Tiled is away.
+    answers
+        Whether Tiled is there.
+    """
+
+    def __init__(self, spool: Path, container: Callable[[Kind], Any], answers: Callable[[], bool]) -> None:
+        self._spool = spool
+        self._container = container
+        self._answers = answers
+        self._failures: Counter[str] = Counter()
+        self._away = False
+        self._connect = False
+        self._starting = threading.Lock()
+        self.closed = False
+        self._one_at_a_time = threading.Lock()
+        self._woken = threading.Event()
+        self._thread: threading.Thread | None = None
+        # The thread must not keep this object alive.
+        weakref.finalize(self, self._woken.set)
+
+    def wake(self, *, connect: bool = False) -> None:
+        """Have the thread deliver what is there, now; and connect even when there is nothing."""
+        self._connect = self._connect or connect
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_keep_delivering,
+                    args=(weakref.ref(self), self._woken),
+                    name="cdinn-delivery",
+                    daemon=True,
+                )
+                self._thread.start()
+        self._woken.set()
+
+    def run_once(self) -> int:
+        """Deliver what is there, in this thread; return how many runs still wait.
+
+        Tiled being away is no error here; it is logged once.
+        """
+        with self._one_at_a_time, sole_delivery(self._spool) as mine:
+            if self._connect:
+                self._connect = False
+                with contextlib.suppress(StoreUnavailable):
+                    self._container("raw")
+            if mine:
+                recover_abandoned(self._spool)
+                for run in spooled_runs(self._spool):
+                    if not self._deliver(run):
+                        break
+        return len(spooled_runs(self._spool))
+
+    def close(self) -> None:
+        """End the thread; what waits stays in the spool."""
+        self.closed = True
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join(timeout=_CLOSE_TIMEOUT_S)
+
+    def _deliver(self, run: SpooledRun) -> bool:
+        """Deliver one run; False when there is no use in trying the next."""
+        try:
+            deliver(self._container(run.kind), run.uid, run.documents(), every_array=run.kind == "processed")
+        except StoreUnavailable as error:
+            if not self._away:
+                logger.warning("%s; runs wait in %s", error, self._spool)
+            self._away = True
+            return False
+        except Exception:
+            logger.exception("%s run %s could not be delivered to Tiled", run.kind, run.uid)
+            return self._put_off(run)
+        if self._away:
+            logger.info("Tiled is back; runs from %s are delivered", self._spool)
+        self._away = False
+        run.remove()
+        return True
+
+    def _put_off(self, run: SpooledRun) -> bool:
+        if not self._answers():
+            return False
+        # Tiled is there, so it is this run that it can't take: the others must not wait for ever.
+        self._failures[run.uid] += 1
+        if self._failures[run.uid] >= _ATTEMPTS:
+            logger.error("Tiled refused run %s %d times; it stays in %s", run.uid, _ATTEMPTS, run.path)
+            run.reject()
+        return False
+
+
+def deliver(container: Any, uid: str, documents: Iterable[Document], *, every_array: bool) -> None:
+    """Write one whole run into a container, unless it is there; one that was left half-written is replaced.
+
+    Parameters
+    ----------
+    container
+        Tiled client.
+    uid
+        Of the run.
+    documents
+        From start to stop.
+    every_array
+        Store small arrays as arrays too, rather than in the table of events, which keeps no shape.
+    """
+    if uid in container:
+        if "stop" in container[uid].metadata:
+            return
+        container.base.delete_contents([uid], recursive=True, external_only=False)
+    writer = TiledWriter(container, max_array_size=0 if every_array else MAX_ARRAY_SIZE)
+    for name, document in documents:
+        writer(name, document)
+
+
+def _keep_delivering(delivery: "weakref.ref[Delivery]", woken: threading.Event) -> None:
+    waiting = 0
+    while True:
+        woken.wait(RETRY_S if waiting else None)
+        woken.clear()
+        alive = delivery()
+        if alive is None or alive.closed:
+            return
+        try:
+            waiting = alive.run_once()
+        except Exception:
+            logger.exception("delivering from the spool failed; it is tried again")
+            waiting = 1
+        # Held only while it works.
+        del alive

@@ -1,0 +1,180 @@
+"""Runs on disk on their way to Tiled: one folder a run, its documents as JSON lines, its arrays as npy files.
+
+A run is written here document by document while it is measured or computed, and removed once Tiled holds it,
+so that neither a Tiled outage nor the death of this process loses any of it. Nothing is pickled.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from bluesky_cdinn.documents import Document
+from bluesky_cdinn.errors import InvalidInput
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["raw", "processed"]
+
+_DOCUMENTS = "documents.jsonl"
+_ARRAY = "$npy"
+_GROWING = ".part"
+_REJECTED = ".rejected"
+_NAME = re.compile(r"(?P<time>\d{20})-(?P<kind>raw|processed)-(?P<uid>[\w.:-]{1,200})")
+
+
+class SpooledRun:
+    """One run in the spool; its folder's name holds its start time, kind and uid, so that names sort by age.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        match = _NAME.match(path.name)
+        if match is None:
+            raise InvalidInput(f"{path} is not the folder of a spooled run")
+        self.path = path
+        self.kind: Kind = "raw" if match["kind"] == "raw" else "processed"
+        self.uid = match["uid"].removesuffix(_GROWING).removesuffix(_REJECTED)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, arrays included; a last line that was cut short is left out."""
+
+        def restored(value: dict[str, Any]) -> Any:
+            if set(value) != {_ARRAY}:
+                return value
+            return np.load(self.path / PurePath(value[_ARRAY]).name, allow_pickle=False)
+
+        with (self.path / _DOCUMENTS).open() as lines:
+            for line in lines:
+                if not line.endswith("\n"):
+                    return
+                name, document = json.loads(line, object_hook=restored)
+                yield name, document
+
+    def remove(self) -> None:
+        """Delete it: Tiled holds it now."""
+        shutil.rmtree(self.path)
+
+    def reject(self) -> None:
+        """Keep it, out of the way: Tiled is there but doesn't take it."""
+        self.path.rename(self.path.with_name(self.path.name + _REJECTED))
+
+
+class RunJournal:
+    """Writes one run into the spool as its documents come.
+
+    The folder has a provisional name until the stop document; a lock on its file tells a run that is being
+    written from one whose process died.
+    """
+
+    def __init__(self, spool: Path, kind: Kind, start: Mapping[str, Any]) -> None:
+        name = f"{int(float(start.get('time', time.time())) * 1e9):020d}-{kind}-{start['uid']}"
+        if _NAME.fullmatch(name) is None:
+            raise InvalidInput(
+                f"a run's uid must be made of letters, digits, '.', ':' and '-', got {start['uid']!r}"
+            )
+        self._path = spool / (name + _GROWING)
+        self._path.mkdir(parents=True)
+        self._arrays = 0
+        self._lines: IO[str] = (self._path / _DOCUMENTS).open("w")
+        fcntl.flock(self._lines, fcntl.LOCK_EX)
+        self.append("start", start)
+
+    def append(self, name: str, document: Mapping[str, Any]) -> None:
+        """Write one document, arrays first, so that a line never points to what isn't there."""
+        line = json.dumps([name, dict(document)], default=self._encode)
+        self._lines.write(line + "\n")
+        self._lines.flush()
+
+    def complete(self) -> SpooledRun:
+        """Give the folder its final name after the stop document; what has that name is complete."""
+        final = self._path.with_name(self._path.name.removesuffix(_GROWING))
+        self._path.rename(final)
+        self._lines.close()
+        return SpooledRun(final)
+
+    def _encode(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            name = f"{self._arrays:06d}.npy"
+            np.save(self._path / name, value, allow_pickle=False)
+            self._arrays += 1
+            return {_ARRAY: name}
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, set | frozenset):
+            return sorted(value)
+        return str(value)
+
+
+def spooled_runs(spool: Path) -> list[SpooledRun]:
+    """Return the runs that are complete and wait for Tiled, oldest first."""
+    if not spool.is_dir():
+        return []
+    paths = sorted(path for path in spool.iterdir() if _NAME.match(path.name) and path.is_dir())
+    return [SpooledRun(path) for path in paths if not path.name.endswith((_GROWING, _REJECTED))]
+
+
+def find_spooled(spool: Path, kind: Kind, uid: str) -> SpooledRun | None:
+    """Return the waiting run of that uid, or the only one whose uid begins so."""
+    found = [run for run in spooled_runs(spool) if run.kind == kind and run.uid.startswith(uid)]
+    return found[0] if len(found) == 1 else None
+
+
+def recover_abandoned(spool: Path) -> None:
+    """Complete, with a stop document that says so, runs whose process died while it wrote them."""
+    for path in sorted(spool.glob(f"*{_GROWING}")) if spool.is_dir() else ():
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), (path / _DOCUMENTS).open("r+") as lines:
+            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _end_abandoned(path, lines)
+
+
+def _end_abandoned(path: Path, lines: IO[str]) -> None:
+    whole = lines.read()
+    whole = whole[: whole.rfind("\n") + 1]
+    lines.seek(len(whole.encode()))
+    lines.truncate()
+    if not whole:
+        shutil.rmtree(path)
+        return
+    written = [json.loads(line) for line in whole.splitlines()]
+    if written[-1][0] != "stop":
+        stop = {
+            "uid": str(uuid.uuid4()),
+            "time": os.stat(lines.fileno()).st_mtime,
+            "run_start": written[0][1]["uid"],
+            "exit_status": "fail",
+            "reason": "the process that ran it ended before the run did",
+            "num_events": {},
+        }
+        lines.write(json.dumps(["stop", stop]) + "\n")
+    path.rename(path.with_name(path.name.removesuffix(_GROWING)))
+    logger.warning("run %s was left unfinished by a process that died; it goes to Tiled as it is", path.name)
+
+
+@contextlib.contextmanager
+def sole_delivery(spool: Path) -> Iterator[bool]:
+    """Yield whether this thread, of all threads and processes, is the one that may deliver now."""
+    spool.mkdir(parents=True, exist_ok=True)
+    with (spool / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
