@@ -194,8 +194,8 @@ def direct_basis(reciprocal: FloatArray, shape: Sequence[int]) -> FloatArray:
     numpy.ndarray
         float64 (3, 3), nm, columns.
     """
-    inverse: FloatArray = np.linalg.inv(reciprocal * np.asarray(shape, dtype=float))
-    return -2 * np.pi * inverse.T
+    inverse = np.linalg.inv(reciprocal * np.asarray(shape, dtype=float))
+    return np.asarray(-2 * np.pi * inverse.T, dtype=np.float64)
 
 
 def geometry_from(*layers: Mapping[str, Any]) -> tuple[Geometry | None, tuple[str, ...]]:
