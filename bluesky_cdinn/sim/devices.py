@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -63,6 +63,18 @@ class _CountTime(Signal):
                 f"{self.name} can't be {value} s: these frames were recorded with {self.fixed_s} s each. "
                 "Leave count_time out"
             )
+
+
+@dataclass(eq=False)
+class _Exposure:
+    """One exposure under way. Its own thread is the only one that finishes its status."""
+
+    status: Status
+    angle_deg: float
+    count_time_s: float
+    halted: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    halted_with_success: bool = False
 
 
 class SimulatedAreaDetector(Device):
@@ -125,8 +137,7 @@ class SimulatedAreaDetector(Device):
         frames = FrameFormat(f"{name}_image", source.shape, np.dtype(source.dtype))
         self._delivery = make_delivery(delivery, frames, Path(directory) if directory else None)
         self._lock = threading.Lock()
-        self._exposure: threading.Thread | None = None
-        self._interrupted = threading.Event()
+        self._exposure: _Exposure | None = None
         self.count_time.put(count_time_s if fixed_count_time_s is None else fixed_count_time_s)
         self.count_time.fixed_s = fixed_count_time_s
 
@@ -142,7 +153,7 @@ class SimulatedAreaDetector(Device):
 
     def unstage(self) -> list[object]:
         """End the exposure under way, if there is one, and close the file."""
-        self.stop()
+        self.stop(success=True)
         self._delivery.close()
         return super().unstage()
 
@@ -157,24 +168,27 @@ class SimulatedAreaDetector(Device):
         with self._lock:
             if self._exposure is not None:
                 raise RuntimeError(f"{self.name} is exposing: wait for that before it is triggered again")
-            status = Status(obj=self)
-            self._interrupted.clear()
-            self._exposure = threading.Thread(
-                target=self._expose,
-                args=(status, self._stage.position, cast(float, self.count_time.get())),
-                name=f"{self.name}-exposure",
-                daemon=True,
+            exposure = self._exposure = _Exposure(
+                Status(obj=self), self._stage.position, cast(float, self.count_time.get())
             )
-        self._exposure.start()
-        return status
+        threading.Thread(
+            target=self._expose, args=(exposure,), name=f"{self.name}-exposure", daemon=True
+        ).start()
+        return exposure.status
 
     def stop(self, *, success: bool = False) -> None:
-        """End the exposure under way; its frame is lost."""
+        """End the exposure under way without a frame; it then counts as `success` says."""
         with self._lock:
             exposure = self._exposure
-        if exposure is not None:
-            self._interrupted.set()
-            exposure.join()
+            if exposure is None:
+                return
+            exposure.halted_with_success = success
+            exposure.halted.set()
+        exposure.over.wait()
+
+    def pause(self) -> None:
+        """End the exposure under way; the plan, once resumed, goes back and triggers it again."""
+        self.stop(success=True)
 
     def read(self) -> dict[str, Any]:
         """Return the last frame, as its delivery has it, and its statistics."""
@@ -214,29 +228,31 @@ class SimulatedAreaDetector(Device):
         yield from self._delivery.collect_asset_docs()
 
     def _geometry_items(self) -> Iterator[tuple[str, float | list[float]]]:
-        for field in fields(Geometry):
-            value = getattr(self.source.geometry, field.name)
+        for known in fields(Geometry):
+            value = getattr(self.source.geometry, known.name)
             if value is not None:
-                yield f"{self.name}_{field.name}", list(value) if isinstance(value, tuple) else float(value)
+                yield f"{self.name}_{known.name}", list(value) if isinstance(value, tuple) else float(value)
 
-    def _expose(self, status: Status, angle_deg: float, count_time_s: float) -> None:
+    def _expose(self, exposure: _Exposure) -> None:
         """Make one exposure, in its own thread."""
-        closing = time.monotonic() + count_time_s * self._time_scale
+        closing = time.monotonic() + exposure.count_time_s * self._time_scale
         failure: Exception | None = None
         try:
-            frame = self.source.frame(angle_deg, count_time_s)
-            if self._interrupted.wait(max(closing - time.monotonic(), 0.0)):
-                raise RuntimeError(f"the exposure of {self.name} at {angle_deg:.5f} deg was stopped")
-            self.total.put(float(frame.sum(dtype=np.float64)), internal=True)
-            self.max.put(float(frame.max()), internal=True)
-            self._delivery.deliver(frame)
+            frame = self.source.frame(exposure.angle_deg, exposure.count_time_s)
+            if not exposure.halted.wait(max(closing - time.monotonic(), 0.0)):
+                self.total.put(float(frame.sum(dtype=np.float64)), internal=True)
+                self.max.put(float(frame.max()), internal=True)
+                self._delivery.deliver(frame)
+            elif not exposure.halted_with_success:
+                raise RuntimeError(f"the exposure of {self.name} at {exposure.angle_deg} deg was stopped")
         except Exception as error:
             # A thread's boundary: what goes wrong in it must reach the plan, through the status.
-            logger.debug("%s: exposure at %g deg failed", self.name, angle_deg, exc_info=True)
+            logger.debug("%s: exposure at %g deg failed", self.name, exposure.angle_deg, exc_info=True)
             failure = error
         with self._lock:
             self._exposure = None
+        exposure.over.set()
         if failure is None:
-            status.set_finished()
+            exposure.status.set_finished()
         else:
-            status.set_exception(failure)
+            exposure.status.set_exception(failure)

@@ -127,18 +127,17 @@ class Recording:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if len(self.frames.shape) != 3:
-            raise InvalidInput(f"frames must be (points, rows, columns), got shape {self.frames.shape}")
-        points, *shape = self.frames.shape
+        shape = _frame_shape(self.frames)
+        points = self.frames.shape[0]
         if self.angles_deg.shape != (points,) or not np.isfinite(self.angles_deg).all():
             raise InvalidInput(
                 f"angles_deg must hold a finite angle for each of the {points} frames, "
                 f"got shape {self.angles_deg.shape}"
             )
-        for name in ("dark", "whitefield"):
+        for name, wanted in (("count_time_s", (points,)), ("dark", shape), ("whitefield", shape)):
             values = getattr(self, name)
-            if values is not None and values.shape != tuple(shape):
-                raise InvalidInput(f"{name} must have the frames' shape {tuple(shape)}, got {values.shape}")
+            if values is not None and values.shape != wanted:
+                raise InvalidInput(f"{name} must have the frames' shape {wanted}, got {values.shape}")
 
     @property
     def step_deg(self) -> float:
@@ -266,9 +265,12 @@ def _compose(path: Path, contents: Mapping[str, Any], stored: Collection[str]) -
             f"{', '.join(sorted(contents)) or 'nothing'}: give the rest as keywords of load_recording"
         )
     frames = contents["frames"]
-    shape = frames.shape[1:]
+    shape = _frame_shape(frames)
     angles = np.asarray(contents["angles_deg"], dtype=np.float64)
     count_time, sample = contents.get("count_time_s"), contents.get("sample")
+    if count_time is not None:
+        count_time = np.asarray(count_time, dtype=np.float64)
+        count_time = np.full(angles.shape, count_time) if count_time.ndim == 0 else count_time
     region = _region(contents, shape)
     fields = {name: _field(contents, name, region, shape) for name in ("dark", "whitefield")}
     references = {
@@ -280,12 +282,18 @@ def _compose(path: Path, contents: Mapping[str, Any], stored: Collection[str]) -
         frames=frames,
         angles_deg=angles,
         geometry=_geometry(contents, shape),
-        count_time_s=None if count_time is None else np.broadcast_to(np.float64(count_time), angles.shape),
+        count_time_s=count_time,
         **fields,
         dark_file=references.get("dark"),
         flat_file=references.get("whitefield"),
         name=path.stem if sample is None else str(sample),
     )
+
+
+def _frame_shape(frames: FrameStack) -> tuple[int, int]:
+    if len(frames.shape) != 3:
+        raise InvalidInput(f"frames must be (points, rows, columns), got shape {frames.shape}")
+    return frames.shape[1], frames.shape[2]
 
 
 def _region(contents: Mapping[str, Any], shape: tuple[int, ...]) -> Region:

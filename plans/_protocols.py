@@ -1,0 +1,48 @@
+"""What the plans need of the devices and the callback that they are given."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol, runtime_checkable
+
+from bluesky.protocols import Movable, Readable
+
+
+@runtime_checkable
+class KnowsExperiment(Protocol):
+    """A detector that knows something for the start document's ``cdi`` mapping, such as the sample."""
+
+    @property
+    def cdi(self) -> Mapping[str, Any]:
+        """Entries of the mapping, by name."""
+        ...
+
+
+@runtime_checkable
+class ReadableMovable(Readable, Movable, Protocol):
+    """A device that is set and read by the same name: a motor, a detector's exposure time."""
+
+
+class Summary(Protocol):
+    """What a plan looks at of a finished reconstruction."""
+
+    @property
+    def status(self) -> str:
+        """Return "success", "failed" or "cancelled"."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it isn't a success, else empty."""
+        ...
+
+
+class LiveCallback(Protocol):
+    """A Bluesky callback that reconstructs each rocking scan whose documents it is given."""
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> Any:
+        """Take one document."""
+        ...
+
+    def result(self, raw_uid: str) -> Future[Any]:
+        """Return the result to come of a run; `CdinnError` if its start document wasn't seen."""
+        ...
