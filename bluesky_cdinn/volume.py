@@ -205,8 +205,9 @@ def rocking_grid(angles_deg: ArrayLike) -> tuple[float, float, int]:
     """Find the regular grid that rocking angles lie on.
 
     The step is the median of the steps between neighbours, each counted by its length and the longest tenth
-    left out, so that neither repeats (many, of no length) nor gaps (long, few) move it. A straight line through the angles against
-    the whole number of steps to each then gives the grid without adding up the median's error.
+    left out, so that neither repeats (many, of no length) nor gaps (long, few) move it. A straight line
+    through the angles against the whole number of steps to each then gives the grid without adding up the
+    median's error.
 
     Parameters
     ----------

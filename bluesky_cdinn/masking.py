@@ -1,0 +1,220 @@
+"""Voxels that are no measurement of this crystal, found and taken out of ``valid``.
+
+A mask only ever takes voxels out, and sets their intensity to zero so that nothing that forgets to look at
+``valid`` meets a hot pixel. Each function is conservative: at an oversampling of 1.5 or more, on which
+phasing rests anyway, no voxel of a peak or of its fringes fits the tests.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.peak import second_smallest_neighbour
+from bluesky_cdinn.records import DiffractionVolume
+
+# A pixel is out of line with its neighbours if it differs from the third of the eight by this factor, and by
+# this many standard deviations of Poisson counts. At an oversampling of 1.5 the weakest of the four
+# nearest neighbours of a maximum still has sinc(1/1.5)**2, a sixth, of its intensity.
+RATIO = 10.0
+SIGMAS = 10.0
+
+# Counts that neighbours of a gap must have for the gap's silence to be no accident.
+SILENT = 30.0
+
+# Equal values at the top of a volume that are no coincidence, and from which count on.
+PLATEAU_VOXELS = 4
+PLATEAU_COUNTS = 1000.0
+
+
+def with_step(
+    volume: DiffractionVolume,
+    step: str,
+    *,
+    intensity: NDArray[np.float32] | None = None,
+    valid: NDArray[np.bool_] | None = None,
+    **noted: Any,
+) -> DiffractionVolume:
+    """Return the volume after a step of preparation, which is added to its history."""
+    return replace(
+        volume,
+        intensity=volume.intensity if intensity is None else intensity,
+        valid=volume.valid if valid is None else valid,
+        history=(*volume.history, {"step": step, **noted}),
+    )
+
+
+def mask_voxels(
+    volume: DiffractionVolume, bad: ArrayLike, step: str = "mask", **noted: Any
+) -> DiffractionVolume:
+    """Take voxels out.
+
+    Parameters
+    ----------
+    volume
+        Stays as it is.
+    bad
+        bool, the volume's shape, or a frame's for the same pixels in every slice.
+    step, noted
+        For the history; the number of voxels that were valid until now is added.
+
+    Raises
+    ------
+    InvalidInput
+        If the shapes don't fit.
+    """
+    bad = np.asarray(bad, dtype=bool)
+    if bad.shape not in (volume.intensity.shape, volume.intensity.shape[1:]):
+        raise InvalidInput(
+            f"a mask must have the volume's shape {volume.intensity.shape} or its frames', got {bad.shape}"
+        )
+    valid = volume.valid & ~bad
+    lost = int(np.count_nonzero(volume.valid) - np.count_nonzero(valid))
+    intensity = np.where(valid, volume.intensity, np.float32(0)) if lost else volume.intensity
+    return with_step(volume, step, intensity=intensity, valid=valid, voxels=lost, **noted)
+
+
+def mask_saturated(volume: DiffractionVolume, limit: float | None = None) -> DiffractionVolume:
+    """Take out voxels at or above the detector's limit.
+
+    Parameters
+    ----------
+    volume
+        Before any correction that changes counts.
+    limit
+        In counts. None looks for a plateau: four voxels or more with exactly the highest count of the
+        volume, a thousand or more, which Poisson statistics doesn't give.
+    """
+    if limit is None:
+        top = float(volume.intensity.max(initial=0))
+        flat = np.count_nonzero(volume.intensity == top)
+        if top < PLATEAU_COUNTS or flat < PLATEAU_VOXELS:
+            return with_step(volume, "mask_saturated", voxels=0)
+        limit = top
+    return mask_voxels(volume, volume.intensity >= limit, "mask_saturated", limit=float(limit))
+
+
+def mask_gaps(volume: DiffractionVolume) -> DiffractionVolume:
+    """Take out pixels that are silent in every slice although everything around them counts.
+
+    Whole rows and columns between counting ones are gaps between modules; smaller silent patches are
+    dead areas or the shadow of a beam stop. Where the surroundings count too little to tell, nothing
+    is taken out.
+    """
+    total, measured = _total(volume)
+    empty = measured & (total == 0)
+    silent = _silent_lines(total, measured) | _silent_lines(total.T, measured.T).T
+    silent |= _silent_patches(total, empty & ~silent)
+    return mask_voxels(volume, silent, "mask_gaps", pixels=int(np.count_nonzero(silent)))
+
+
+def mask_hot_pixels(
+    volume: DiffractionVolume, *, ratio: float = RATIO, sigmas: float = SIGMAS
+) -> DiffractionVolume:
+    """Take out hot and dead pixels, and single voxels that stand out of their frame.
+
+    A pixel is compared with the third brightest (for a dead one, darkest) of its eight neighbours in the
+    frame, so that up to three hot pixels side by side are found. Hot pixels are looked for in the sum of the
+    darker half of the frames, where the peak is weakest and a rate too low to be seen in one frame adds up;
+    dead ones in the sum of all; cosmic rays and sparks in each frame.
+
+    Parameters
+    ----------
+    volume
+        Flat-fielded, best.
+    ratio, sigmas
+        By which factor, and by how many standard deviations of Poisson counts, a pixel must be out of line.
+    """
+    totals = np.array([frame.sum(dtype=np.float64) for frame in volume.intensity])
+    dark = np.flatnonzero(totals <= np.median(totals))
+    quiet, _ = _total(volume, dark)
+    everything, measured = _total(volume)
+    hot = _stands_out(quiet, ratio, sigmas)
+    third_darkest = ndimage.rank_filter(everything, 2, footprint=_RING, mode="constant", cval=0.0)
+    dead = measured & _exceeds(third_darkest, everything, ratio, sigmas)
+    static = (hot & measured) | dead
+    bad = np.broadcast_to(static, volume.intensity.shape).copy()
+    for index, (frame, valid) in enumerate(zip(volume.intensity, volume.valid, strict=True)):
+        bad[index] |= _stands_out(np.where(valid & ~static, frame, 0), ratio, sigmas)
+    return mask_voxels(
+        volume,
+        bad,
+        "mask_hot_pixels",
+        hot_pixels=int(np.count_nonzero(hot & measured)),
+        dead_pixels=int(np.count_nonzero(dead)),
+        ratio=ratio,
+        sigmas=sigmas,
+    )
+
+
+def connected(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the connected parts of a mask numbered from 1 on, diagonal neighbours being connected."""
+    labels = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask, np.ones((3,) * mask.ndim), output=labels)
+    return labels
+
+
+_RING = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
+
+
+def _exceeds(
+    value: NDArray[np.floating], other: NDArray[np.floating], ratio: float, sigmas: float
+) -> NDArray[np.bool_]:
+    """Where Poisson counts exceed others by a factor, and beyond chance."""
+    return value > ratio * other + sigmas * np.sqrt(other + 1)
+
+
+def _stands_out(frame: NDArray[np.floating], ratio: float, sigmas: float) -> NDArray[np.bool_]:
+    """Where a pixel stands out above the third brightest of its eight neighbours."""
+    # The third brightest of eight is at least the third brightest of four: a quick test, few are left.
+    rows, columns = np.nonzero(_exceeds(frame, second_smallest_neighbour(frame), ratio, sigmas))
+    found = np.zeros(frame.shape, np.bool_)
+    if len(rows):
+        padded = np.pad(frame, 1)
+        around = [padded[rows + i, columns + j] for i, j in np.argwhere(_RING)]
+        third = np.partition(around, -3, axis=0)[-3]
+        found[rows, columns] = _exceeds(frame[rows, columns], third, ratio, sigmas)
+    return found
+
+
+def _total(
+    volume: DiffractionVolume, slices: NDArray[np.intp] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return each pixel's counts over slices, those not valid made up for, and where any is valid."""
+    slices = np.arange(len(volume.intensity)) if slices is None else slices
+    total = np.zeros(volume.intensity.shape[1:])
+    times = np.zeros(volume.intensity.shape[1:])
+    for index in slices:
+        total += np.where(volume.valid[index], volume.intensity[index], 0)
+        times += volume.valid[index]
+    measured = times > 0
+    return np.divide(total * len(slices), times, out=np.zeros_like(total), where=measured), measured
+
+
+def _silent_lines(total: NDArray[np.float64], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows without a count that lie between counting ones; bool, the frame's shape."""
+    sums = total.sum(axis=1)
+    counting = np.flatnonzero(sums > 0)
+    silent = np.zeros(total.shape, np.bool_)
+    for row in np.flatnonzero((sums == 0) & measured.any(axis=1)):
+        below, above = counting[counting < row], counting[counting > row]
+        if len(below) and len(above) and min(sums[below[-1]], sums[above[0]]) >= SILENT:
+            silent[row] = True
+    return silent
+
+
+def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Patches without a count whose surroundings, all around, count."""
+    labels = connected(empty)
+    silent = np.zeros(total.shape, np.bool_)
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
+        patch = labels[box] == label
+        around = total[box][ndimage.binary_dilation(patch, _RING) & ~patch]
+        # The surroundings' darkest tenth, since a hole in sparse counts always has some bright neighbours.
+        if np.quantile(around, 0.1) * min(np.count_nonzero(patch), 10) >= SILENT:
+            silent[box] |= patch
+    return silent
