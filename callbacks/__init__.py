@@ -1,0 +1,19 @@
+"""Documents in: assemble them, hand the scan over, publish the crystal."""
+
+from bluesky_cdinn.callbacks._assembler import RockingCurveAssembler, is_rocking_curve
+from bluesky_cdinn.callbacks._live import LiveReconstruction
+from bluesky_cdinn.callbacks._router import RunRouter
+from bluesky_cdinn.callbacks._session import default_live, set_default_live
+from bluesky_cdinn.callbacks._stored import stored_curve
+from bluesky_cdinn.summary import ReconstructionSummary
+
+__all__ = [
+    "LiveReconstruction",
+    "ReconstructionSummary",
+    "RockingCurveAssembler",
+    "RunRouter",
+    "default_live",
+    "is_rocking_curve",
+    "set_default_live",
+    "stored_curve",
+]
