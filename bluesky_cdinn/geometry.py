@@ -167,8 +167,10 @@ def reciprocal_basis(
     axis = np.asarray(geometry.rocking_axis) / np.linalg.norm(geometry.rocking_axis)
     rocking = -np.radians(step_deg) * np.cross(axis, bragg_vector(geometry, (row, column)))
     basis = np.column_stack([rocking, across @ up * -row_pitch, across @ along_columns * column_pitch])
-    lengths = np.linalg.norm(basis, axis=0)
-    if voxel_volume(basis) < 1e-6 * lengths.prod():
+    most = (
+        np.radians(step_deg) * wavenumber(geometry.energy_keV) * np.linalg.norm(basis[:, 1:], axis=0).prod()
+    )
+    if voxel_volume(basis) < 1e-6 * most:
         raise InvalidInput(
             f"rocking must sweep the peak through the Ewald sphere, but about the axis "
             f"{geometry.rocking_axis} it stays on it; check rocking_axis and detector_angles_deg"

@@ -38,7 +38,7 @@ class StrainField:
         Bragg vector of the mean lattice, lab frame, 1/nm, float64 (3,): the given one, moved by the ramp.
     scalars
         strain_rms, d_spacing_nm, size_x_nm, size_y_nm, size_z_nm (lab axes), size_nm (diameter of the
-        sphere of the same volume).
+        sphere of the same volume); without those that couldn't be computed.
     """
 
     phase: Volume
@@ -83,20 +83,21 @@ def strain_field(
     strain = strain_along(flat, support, direct_basis, mean_q)
     spacing = 2 * np.pi / length
     x, y, z = extents_nm(support, direct_basis)
+    scalars = {
+        "strain_rms": strain_rms(strain),
+        "d_spacing_nm": float(spacing),
+        "size_x_nm": float(x),
+        "size_y_nm": float(y),
+        "size_z_nm": float(z),
+        "size_nm": equivalent_diameter_nm(support, direct_basis),
+    }
     return StrainField(
         phase=phase,
         displacement=(phase / length).astype(np.float32),
         strain=strain,
         d_spacing_nm=(spacing * (1 + strain)).astype(np.float32),
         q_vector=mean_q,
-        scalars={
-            "strain_rms": strain_rms(strain),
-            "d_spacing_nm": float(spacing),
-            "size_x_nm": float(x),
-            "size_y_nm": float(y),
-            "size_z_nm": float(z),
-            "size_nm": equivalent_diameter_nm(support, direct_basis),
-        },
+        scalars={name: value for name, value in scalars.items() if np.isfinite(value)},
     )
 
 
@@ -143,9 +144,11 @@ def unwrapped_phase(density: NDArray[np.complex64], support: Mask) -> Volume:
     _check(density, support)
     phase = np.full(support.shape, np.nan, dtype=np.float32)
     box = ndimage.find_objects(support.astype(np.uint8))[0]
-    wrapped = np.ma.masked_array(np.angle(density[box]), mask=~support[box])
-    inside = np.asarray(unwrap_phase(wrapped, rng=0))[support[box]]
-    phase[support] = inside - 2 * np.pi * np.round(inside.mean() / (2 * np.pi))
+    # A border outside the support, since a flat image would be unwrapped by a method without masks.
+    inside = np.pad(support[box], 1)
+    wrapped = np.ma.masked_array(np.angle(np.pad(density[box], 1)), mask=~inside)
+    values = np.asarray(unwrap_phase(wrapped, rng=0))[inside]
+    phase[support] = values - 2 * np.pi * np.round(values.mean() / (2 * np.pi))
     return phase
 
 
@@ -187,8 +190,9 @@ def strain_along(
 
 
 def strain_rms(strain: Volume) -> float:
-    """Return the root mean square of a strain map over where it is known."""
-    return float(np.sqrt(np.nanmean(np.square(strain, dtype=np.float64))))
+    """Return the root mean square of a strain map over where it is known, NaN if that is nowhere."""
+    known = strain[np.isfinite(strain)].astype(np.float64)
+    return float(np.sqrt(np.mean(known**2))) if known.size else float("nan")
 
 
 def extents_nm(support: Mask, direct_basis: FloatArray) -> FloatArray:
