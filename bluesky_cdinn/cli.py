@@ -1,21 +1,31 @@
 """The command line, ``cdinn``. Each command prints for people, or with ``--json`` one object for machines.
 
-Exit codes: 0 done, 1 an error of this package (one line on stderr), 2 wrong usage.
+Exit codes: 0 done, 1 an error of this package (one line on stderr), 2 wrong usage. A command imports by itself
+what it alone needs: help and mistakes are answered at once, and torch is loaded only where it computes.
 """
 
+import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from bluesky_cdinn.documents import finite_scalars
+from bluesky_cdinn import cli_options as options
+from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import require_writable
-from bluesky_cdinn.report import number_rows
-from bluesky_cdinn.settings import ReconstructionOptions, Settings, Start
-from bluesky_cdinn.terminal import answering, print_table, progress_bar, table
-from bluesky_cdinn.volume_files import read_volume, write_reconstruction
+from bluesky_cdinn.records import Status
+from bluesky_cdinn.terminal import (
+    answering,
+    moment,
+    number_table,
+    print_table,
+    progress_bars,
+    report,
+    table,
+    told,
+)
 
 app = typer.Typer(
     name="cdinn",
@@ -25,29 +35,135 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the only line of stdout.")]
-StartOption = Annotated[Start | None, typer.Option("--start", help="Where phasing starts from.")]
-Refine = Annotated[bool | None, typer.Option("--refine/--no-refine", help="Refine the start, or stop there.")]
-Starts = Annotated[int | None, typer.Option(min=1, max=64, help="Independent starts, compared at the end.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same result.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-Shape = Annotated[
-    tuple[int, int, int] | None,
-    typer.Option("--shape", metavar="N N N", help="Largest part of the volume to work on, around the peak."),
-]
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A recorded scan: HDF5, npz, TIFF, or a folder of TIFFs.")],
+    delivery: options.Delivery = "event",
+    time_scale: Annotated[
+        float, typer.Option(min=0, help="Seconds for each recorded second; 0 goes as fast as it can.")
+    ] = 0.0,
+    shape: options.Shape = None,
+    start: options.StartAt = None,
+    refine: options.Refine = None,
+    starts: options.Starts = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recorded scan through RunEngine, live callback, worker and Tiled, as if it were measured now."""
+    with answering(as_json) as answer:
+        chosen = choose(settings(directory), max_shape=shape, start=start, refine=refine, starts=starts,
+                        seed=seed, device=device, threads=threads)  # fmt: skip
+        from bluesky_cdinn.replaying import replay_scan
+        from bluesky_cdinn.sim.recording import load_recording
+
+        recording = load_recording(file)
+        with progress_bars("scan", "crystal") as (scan, crystal):
+            summary = replay_scan(recording, chosen, delivery=delivery, time_scale=time_scale,
+                                  on_point=scan, on_progress=crystal)  # fmt: skip
+        report(summary, answer, as_json)
+
+
+@app.command()
+def reconstruct(
+    run_uid: Annotated[str, typer.Argument(help="Of the raw run, or its first characters.")],
+    shape: options.Shape = None,
+    start: options.StartAt = None,
+    refine: options.Refine = None,
+    starts: options.Starts = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reconstruct a stored scan again; makes another processed run beside those that there are."""
+    with answering(as_json) as answer:
+        chosen = choose(settings(directory), max_shape=shape, start=start, refine=refine, starts=starts,
+                        seed=seed, device=device, threads=threads)  # fmt: skip
+        from bluesky_cdinn.session import reconstruct_stored
+
+        with progress_bars("crystal") as (crystal,):
+            summary = reconstruct_stored(chosen, run_uid, crystal)
+        report(summary, answer, as_json)
+
+
+@app.command(name="list")
+def list_reconstructions(
+    raw: Annotated[str | None, typer.Option(help="Only of the scan with this uid.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Only of this sample.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only those that ended so.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 20,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the stored reconstructions, newest first."""
+    from bluesky_cdinn.catalog import connect
+
+    with answering(as_json) as answer, connect(settings(directory)) as catalog:
+        found = catalog.reconstructions(raw, sample=sample, status=status, limit=limit)
+        answer |= {"count": len(found), "reconstructions": [told(summary) for summary in found]}
+        if not as_json:
+            rows = table("when", "reconstruction", "scan", "sample", "status", "chi2", "confidence")
+            for summary in found:
+                numbers = (
+                    (f"{summary.chi2:.5f}", f"{summary.confidence:.2f}") if summary.success else ("", "")
+                )
+                uids = summary.processed_uid[:8], summary.raw_uid[:8]
+                rows.add_row(moment(summary.time), *uids, summary.sample, summary.status, *numbers)
+            print_table(rows)
+
+
+@app.command()
+def show(
+    uid: Annotated[str, typer.Argument(help="Of the reconstruction, or its first characters.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Draw it: png, pdf or svg.")] = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one stored reconstruction: its numbers, and with -o a figure."""
+    with answering(as_json) as answer:
+        if output is not None:
+            require_writable(output)
+        from bluesky_cdinn.catalog import connect
+        from bluesky_cdinn.documents import finite_scalars
+
+        with connect(settings(directory)) as catalog:
+            result = catalog.load(uid)
+            if output is not None:
+                from bluesky_cdinn.session import rocking_totals
+                from bluesky_cdinn.view import save
+
+                save(result, output, rocking_totals(catalog, result.raw_uid))
+                answer["output"] = str(output)
+        answer |= {
+            "raw_uid": result.raw_uid,
+            "status": result.status,
+            "reason": result.reason,
+            "shape": result.density.shape,
+            **finite_scalars(result),
+            "timings_s": dict(result.timings_s),
+            "parameters": dict(result.parameters),
+            "history": list(result.history),
+        }
+        if not as_json:
+            print_table(number_table(result))
 
 
 @app.command()
 def phase(
     file: Annotated[Path, typer.Argument(help="npz (intensity, optionally mask: True where valid) or CXI.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The npz file to write.")],
-    start: StartOption = None,
-    refine: Refine = None,
-    starts: Starts = None,
-    seed: Seed = None,
-    device: Device = None,
-    threads: Threads = None,
+    shape: options.Shape = None,
+    start: options.StartAt = None,
+    refine: options.Refine = None,
+    starts: options.Starts = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Reconstruct a volume that is already assembled, with no Bluesky around it.
@@ -57,52 +173,70 @@ def phase(
     """
     with answering(as_json) as answer:
         require_writable(output)
-        options = choose(settings().reconstruction, start=start, refine=refine, starts=starts, seed=seed,
-                         device=device, threads=threads)  # fmt: skip
+        chosen = choose(settings(), max_shape=shape, start=start, refine=refine, starts=starts,
+                        seed=seed, device=device, threads=threads)  # fmt: skip
+        from bluesky_cdinn.documents import finite_scalars
+        from bluesky_cdinn.volume_files import read_volume, write_reconstruction
+
         volume = read_volume(file)
-        from bluesky_cdinn.pipeline import reconstruct  # torch: only where something is computed
+        from bluesky_cdinn.pipeline import reconstruct as reconstruct_volume
 
-        with progress_bar(file.name) as progress:
-            result = reconstruct(volume, options, progress=progress)
+        with progress_bars(file.name) as (progress,):
+            result = reconstruct_volume(volume, chosen.reconstruction, progress=progress)
         write_reconstruction(output, result)
-        answer |= {"output": str(output), "shape": result.density.shape}
-        answer |= {**finite_scalars(result), "timings_s": dict(result.timings_s)}
+        answer |= {"output": str(output), "shape": result.density.shape, **finite_scalars(result)}
+        answer["timings_s"] = dict(result.timings_s)
         if not as_json:
-            rows = table(str(output), "")
-            for heading, value in number_rows(finite_scalars(result)):
-                rows.add_row(heading, value)
-            for stage, seconds in result.timings_s.items():
-                rows.add_row(f"  {stage}", f"{seconds:.2f} s")
-            print_table(rows)
+            print_table(number_table(result))
 
 
-def settings() -> Settings:
-    """Return the settings in force.
+@app.command()
+def serve(
+    directory: Directory = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the embedded Tiled server until interrupted, for browsers and other programs."""
+    from bluesky_cdinn.embedded import EmbeddedServer
 
-    Raises
-    ------
-    InvalidInput
-        The file or the environment holds what the settings don't allow.
-    """
+    with answering(as_json) as answer:
+        chosen = settings(directory).tiled
+        if chosen.uri or chosen.profile:
+            named = chosen.uri or chosen.profile
+            raise InvalidInput(
+                f"a directory is served, the settings name the server {named}: give --directory"
+            )
+        server = EmbeddedServer(chosen.directory, chosen.readable_storage, port)
+        address = server.address()
+        mine = server.pid is not None
+        answer |= {"uri": address.uri, "directory": str(server.directory), "served_here": mine}
+        if not as_json:  # a browser takes the key from the address once, and keeps it
+            print(f"{server.directory} is served at {address.uri}?api_key={address.api_key}", flush=True)
+    if not mine:
+        print("another process serves it already; there is nothing to do here", file=sys.stderr)
+        return
+    print("Ctrl-C stops it", file=sys.stderr)
     try:
-        return Settings()
-    except ValidationError as error:
-        raise InvalidInput(f"the settings are wrong: {_faults(error)}") from error
+        while server.pid is not None:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        server.close()
 
 
-def choose(options: ReconstructionOptions, **given: Any) -> ReconstructionOptions:
-    """Return options with those replaced that the command line gave."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    try:
-        return ReconstructionOptions.model_validate(options.model_dump() | chosen)
-    except ValidationError as error:
-        raise InvalidInput(f"the options are wrong: {_faults(error)}") from error
+@app.command()
+def doctor(directory: Directory = None, as_json: AsJson = False) -> None:
+    """Check the installation: packages, settings, spool, Tiled, worker and device."""
+    from bluesky_cdinn.doctor import examine
 
-
-def _faults(error: ValidationError) -> str:
-    # Without the values: one of them may be the server's key.
-    faults = error.errors(include_input=False, include_url=False)
-    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+    checks = []
+    with answering(as_json) as answer:
+        for check in examine(settings(directory)):
+            checks.append(check)
+            mark = "good " if check.good else "WRONG"
+            print(f"{mark}  {check.name}: {check.finding} ({check.seconds:.1f} s)", flush=True)
+        answer |= {"ok": all(check.good for check in checks), "checks": [vars(check) for check in checks]}
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 from bluesky_cdinn.errors import NotFound
 from bluesky_cdinn.records import Progress
 from bluesky_cdinn.report import number_rows
-from bluesky_cdinn.terminal import answering, progress_bar
+from bluesky_cdinn.terminal import answering, progress_bars
 
 
 def test_json_is_the_only_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,12 +47,13 @@ def test_other_errors_pass(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("scan 7") as move:
-        move(Progress("prepare", 0.1))
-        move(Progress("polish", 1.0, 0.0042))
+    with progress_bars("scan 7", "crystal") as (scan, crystal):
+        scan(Progress("scanned", 1.0))
+        crystal(Progress("prepare", 0.1))
+        crystal(Progress("polish", 0.9, 0.0042))
     out, err = capsys.readouterr()
     assert out == ""
-    for word in ("scan 7", "polish", "100%", "0.0042"):
+    for word in ("scan 7", "crystal", "polish", "100%", "90%", "0.0042"):
         assert word in err
 
 
