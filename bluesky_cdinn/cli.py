@@ -1,6 +1,6 @@
 """The command line, ``cdinn``. Each command prints for people, or with ``--json`` one object for machines.
 
-Exit codes: 0 done, 1 an error of this package (one line on stderr), 2 wrong usage. A command imports by itself
+Exit codes: 0 done, 1 an error of this package (one line on stderr), 2 wrong usage. A command imports itself
 what it alone needs: help and mistakes are answered at once, and torch is loaded only where it computes.
 """
 
