@@ -37,6 +37,24 @@ app = typer.Typer(
 
 
 @app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where data, result and figure are kept.")] = Path(
+        "demo_output"
+    ),
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the crystal, the detector's faults and the photons.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Scan a simulated crystal, reconstruct it live, store it, find it again, compare it with the truth."""
+    with answering(as_json) as answer:
+        directory.mkdir(parents=True, exist_ok=True)
+        from bluesky_cdinn.demo import demonstrate
+
+        answer |= demonstrate(settings(directory), directory, seed, print)
+
+
+@app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A recorded scan: HDF5, npz, TIFF, or a folder of TIFFs.")],
     delivery: options.Delivery = "event",
