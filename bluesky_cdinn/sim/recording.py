@@ -22,8 +22,9 @@ a TIFF a frame, has them beside it in a JSON file of the same name (``scan.tif``
 """
 
 import json
+import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -34,7 +35,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from bluesky_cdinn.errors import InvalidInput, MissingMetadata
+from bluesky_cdinn.errors import CdinnWarning, InvalidInput, MissingMetadata
 from bluesky_cdinn.records import Geometry
 
 Region = tuple[int, int, int, int]
@@ -79,7 +80,7 @@ class FieldReference(NamedTuple):
     Parameters
     ----------
     path, dataset
-        HDF5 or npz file, and the name of the field in it.
+        HDF5 file, and the name of the field in it.
     region
         (row0, row1, column0, column1), half open.
     """
@@ -193,12 +194,12 @@ def load_recording(path: Path | str, **overrides: Any) -> Recording:
         contents = _read_hdf5(path)
     else:
         raise InvalidInput(f"a recording must be HDF5, npz or TIFF, got {path.name}")
-    holds_fields = path.suffix in _HOLD_FIELDS
-    stored = {name for name in ("dark", "whitefield") if holds_fields and name not in overrides}
+    in_hdf5 = path.is_file() and h5py.is_hdf5(path)
+    stored = {name for name in _FIELDS if in_hdf5 and name not in overrides}
     return _compose(path, {**_normalised(contents), **_normalised(overrides)}, stored)
 
 
-_HOLD_FIELDS = {".h5", ".hdf5", ".nxs", ".npz"}
+_FIELDS = ("dark", "whitefield")
 
 
 def _read_hdf5(path: Path) -> dict[str, Any]:
@@ -256,8 +257,8 @@ _NEEDED = (
 )
 
 
-def _compose(path: Path, contents: Mapping[str, Any], stored: Collection[str]) -> Recording:
-    """Make a `Recording` of normalised contents; `stored` names the fields that lie in the file."""
+def _compose(path: Path, contents: Mapping[str, Any], stored: set[str]) -> Recording:
+    """Make a `Recording` of normalised contents; `stored` names the fields that lie in an HDF5 file."""
     missing = [name for name in _NEEDED if contents.get(name) is None]
     if missing:
         raise MissingMetadata(
@@ -272,12 +273,16 @@ def _compose(path: Path, contents: Mapping[str, Any], stored: Collection[str]) -
         count_time = np.asarray(count_time, dtype=np.float64)
         count_time = np.full(angles.shape, count_time) if count_time.ndim == 0 else count_time
     region = _region(contents, shape)
-    fields = {name: _field(contents, name, region, shape) for name in ("dark", "whitefield")}
-    references = {
-        name: FieldReference(path, name, region)
-        for name, values in fields.items()
-        if values is not None and name in stored
-    }
+    fields = {name: _field(contents, name, region, shape) for name in _FIELDS}
+    given = {name for name, values in fields.items() if values is not None}
+    references = {name: FieldReference(path, name, region) for name in given & stored}
+    if left := sorted(given - stored):
+        warnings.warn(
+            f"a replay won't be corrected for {' and '.join(left)} of {path.name}: a run can only refer to "
+            "fields in HDF5; store the recording as HDF5",
+            CdinnWarning,
+            stacklevel=3,
+        )
     return Recording(
         frames=frames,
         angles_deg=angles,

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.records import Geometry
-from bluesky_cdinn.sim.devices import SimulatedAreaDetector
+from bluesky_cdinn.sim.area_detector import SimulatedAreaDetector
+from bluesky_cdinn.sim.delivery import DeliveryName
 from bluesky_cdinn.sim.recording import Recording
 from bluesky_cdinn.sim.stage import RockingStage
 
@@ -118,7 +119,7 @@ class ReplayDetector(SimulatedAreaDetector):
 def replay_beamline(
     recording: Recording,
     *,
-    delivery: Literal["event", "resource", "stream"] = "event",
+    delivery: DeliveryName = "event",
     directory: Path | str | None = None,
     outside: Outside = "raise",
     time_scale: float = 0.0,
