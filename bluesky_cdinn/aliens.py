@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bluesky_cdinn.masking import connected, mask_voxels, with_step
+from bluesky_cdinn.masking import connected, mask_voxels
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.records import DiffractionVolume
 
@@ -14,7 +14,10 @@ BIN = 2
 SIGMAS = 6.0
 """Standard deviations above the background from which on a bin belongs to something."""
 
-EXCESS = 5.0
+LEVEL_STEP = 4.0
+"""Factor between the levels at which blobs are looked for."""
+
+EXCESS = 2.0
 """By which factor an alien exceeds anything that the peak itself could have at its distance."""
 
 PARTNER = 0.2
@@ -27,61 +30,67 @@ CLEARANCE = 6.0
 def mask_aliens(volume: DiffractionVolume) -> DiffractionVolume:
     """Take out bright blobs that belong to other crystals.
 
-    A blob is taken for an alien only if all of this holds: it is not connected with the peak by anything
-    above the background; it is brighter, in its maximum and in all, by far than the envelope ``peak / d**2``
-    at its distance d in half widths, which bounds the fringes even along a facet's streak, where they are
-    strongest; and nothing of its like lies across the peak, where a fringe, even of a strained crystal,
-    has its partner.
+    A blob is taken for an alien only if all of this holds: at some level above the background it is not
+    connected with the peak; it is brighter, in its maximum and in all, by far than the envelope
+    ``peak / d**2`` at its distance d in half widths, which bounds the fringes even along a facet's streak,
+    where they are strongest; and nothing of its like lies across the peak, where a fringe, even of a
+    strained crystal, has its partner.
 
     Notes
     -----
     Along the streak of a facet abs(F)**2 follows sinc**2, whose maxima are 1 / (pi x)**2 of the peak at x
-    fringes, and whose half width is 0.44 fringes: the envelope is twice that, and `EXCESS` five times more.
+    fringes, and whose half width is 0.44 fringes: the envelope is twice that, and `EXCESS` doubles it again.
     """
-    binned = _binned(np.where(volume.valid, volume.intensity, np.float32(0)))
-    if min(binned.shape) < 4:
-        return with_step(volume, "mask_aliens", aliens=0, voxels=0)
-    centre = np.array(find_peak(volume)) / BIN - (1 - 1 / BIN) / 2
-    background = float(np.median(binned))
-    labels = connected(binned > background + SIGMAS * np.sqrt(background + 1))
-    main = labels[tuple(np.clip(np.rint(centre).astype(int), 0, np.array(binned.shape) - 1))]
-    if main == 0 or labels.max() < 2:
-        return with_step(volume, "mask_aliens", aliens=0, voxels=0)
-    widths = _half_widths(binned, centre, background)
-    aliens = np.zeros(binned.shape, np.bool_)
-    found = 0
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        blob = labels[box] == label
-        if label != main and np.count_nonzero(blob) > 2:
-            places = np.argwhere(blob) + [part.start for part in box]
-            if _is_alien(binned - np.float32(background), places, centre, widths):
-                aliens[tuple(places.T)] = True
-                found += 1
-    if found:
-        # Its tails too, but nothing of the peak.
-        aliens = ndimage.binary_dilation(aliens, iterations=2) & (labels != main)
+    aliens, found = _aliens(volume) if min(volume.intensity.shape) >= 4 * BIN else (None, 0)
     bad = np.zeros(volume.intensity.shape, np.bool_)
-    full = aliens.repeat(BIN, 0).repeat(BIN, 1).repeat(BIN, 2)
-    bad[: full.shape[0], : full.shape[1], : full.shape[2]] = full
+    if aliens is not None:
+        full = aliens.repeat(BIN, 0).repeat(BIN, 1).repeat(BIN, 2)
+        bad[: full.shape[0], : full.shape[1], : full.shape[2]] = full
     return mask_voxels(volume, bad, "mask_aliens", aliens=found)
+
+
+def _aliens(volume: DiffractionVolume) -> tuple[NDArray[np.bool_], int]:
+    """Return the bins that belong to aliens, and how many these are."""
+    binned = _binned(np.where(volume.valid, volume.intensity, np.float32(0)))
+    background = float(np.median(binned))
+    excess = binned - np.float32(background)
+    centre = (np.array(find_peak(volume)) + 0.5) / BIN - 0.5
+    place = tuple(np.clip(np.rint(centre).astype(int), 0, np.array(binned.shape) - 1))
+    aliens, found = np.zeros(binned.shape, np.bool_), 0
+    level = SIGMAS * np.sqrt(background + 1)
+    widths = _half_widths(np.where(excess > level, excess, 0))
+    while level < excess[place] / 2:
+        labels = connected((excess > level) & ~aliens)
+        for label, box in enumerate(ndimage.find_objects(labels), start=1):
+            if label == labels[place]:
+                continue
+            bins = np.argwhere(labels[box] == label) + [part.start for part in box]
+            if len(bins) > 2 and _is_alien(excess, bins, centre, float(excess[place]), widths):
+                blob = np.zeros(binned.shape, np.bool_)
+                blob[tuple(bins.T)] = True
+                # Its tails too, but nothing of the peak.
+                aliens |= ndimage.binary_dilation(blob, iterations=2) & (labels != labels[place])
+                found += 1
+        level *= LEVEL_STEP
+    return aliens, found
 
 
 def _is_alien(
     excess: NDArray[np.floating],
-    places: NDArray[np.intp],
+    bins: NDArray[np.intp],
     centre: NDArray[np.float64],
+    peak: float,
     widths: NDArray[np.float64],
 ) -> bool:
     """Whether a blob, bins (n, 3), is too bright for where it is, and alone."""
-    counts = excess[tuple(places.T)]
-    distances = np.linalg.norm((places - centre) / widths, axis=1)
+    counts = excess[tuple(bins.T)]
+    distances = np.linalg.norm((bins - centre) / widths, axis=1)
     if distances.min() < CLEARANCE:
         return False
-    peak = float(excess[tuple(np.rint(centre).astype(int))])
     envelope = EXCESS * peak / distances**2
     if counts.max() < envelope[counts.argmax()] or counts.sum() < envelope.sum():
         return False
-    across = np.rint(2 * centre - places).astype(int)
+    across = np.rint(2 * centre - bins).astype(int)
     inside = ((across >= 0) & (across < excess.shape)).all(axis=1)
     if inside.mean() < 0.5:
         # Nobody can tell whether there is a partner.
@@ -89,17 +98,17 @@ def _is_alien(
     return float(excess[tuple(across[inside].T)].sum()) < PARTNER * float(counts[inside].sum())
 
 
-def _half_widths(
-    binned: NDArray[np.floating], centre: NDArray[np.float64], background: float
-) -> NDArray[np.float64]:
-    """Half the width at half maximum along each axis, through the peak; half a bin at least."""
-    place = np.rint(centre).astype(int)
+def _half_widths(counts: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return half the length along each axis that holds the middle three quarters of all counts, bins.
+
+    It is half a bin at least. For the central fringe of sinc**2 that is about its half width at half maximum;
+    a strained crystal's speckles are not mistaken for its peak.
+    """
     widths = []
     for axis in range(3):
-        line = binned[tuple(slice(None) if a == axis else place[a] for a in range(3))] - background
-        above = line >= line[place[axis]] / 2
-        label = connected(above)
-        widths.append(max(1.0, np.count_nonzero(label == label[place[axis]])) / 2)
+        cumulated = np.cumsum(counts.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64))
+        low, high = np.interp([0.125, 0.875], cumulated / cumulated[-1], np.arange(len(cumulated)) + 0.5)
+        widths.append(max(1.0, high - low) / 2)
     return np.array(widths)
 
 

@@ -1,8 +1,8 @@
 """Voxels that are no measurement of this crystal, found and taken out of ``valid``.
 
 A mask only ever takes voxels out, and sets their intensity to zero so that nothing that forgets to look at
-``valid`` meets a hot pixel. Each function is conservative: at an oversampling of 1.5 or more, on which
-phasing rests anyway, no voxel of a peak or of its fringes fits the tests.
+``valid`` meets a hot pixel. Each function is conservative: a peak and its fringes, sampled as finely as
+phasing needs anyway, don't fit the tests.
 """
 
 from dataclasses import replace
@@ -16,11 +16,14 @@ from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.peak import second_smallest_neighbour
 from bluesky_cdinn.records import DiffractionVolume
 
-# A pixel is out of line with its neighbours if it differs from the third of the eight by this factor, and by
-# this many standard deviations of Poisson counts. At an oversampling of 1.5 the weakest of the four
-# nearest neighbours of a maximum still has sinc(1/1.5)**2, a sixth, of its intensity.
+# A pixel is out of line if it differs from the third of its 24 neighbours by this factor, and by this many
+# standard deviations of Poisson counts. At an oversampling of 2 a fringe may lie on one pixel and zeros
+# of the transform on all eight around it, but the next fringes, two pixels away, are as bright.
 RATIO = 10.0
 SIGMAS = 10.0
+
+# A pixel that stands out in more than this part of the frames is hot in all.
+OFTEN = 0.2
 
 # Counts that neighbours of a gap must have for the gap's silence to be no accident.
 SILENT = 30.0
@@ -104,7 +107,7 @@ def mask_gaps(volume: DiffractionVolume) -> DiffractionVolume:
     dead areas or the shadow of a beam stop. Where the surroundings count too little to tell, nothing
     is taken out.
     """
-    total, measured = _total(volume)
+    total, measured = _total(volume.intensity, volume.valid)
     empty = measured & (total == 0)
     silent = _silent_lines(total, measured) | _silent_lines(total.T, measured.T).T
     silent |= _silent_patches(total, empty & ~silent)
@@ -116,10 +119,10 @@ def mask_hot_pixels(
 ) -> DiffractionVolume:
     """Take out hot and dead pixels, and single voxels that stand out of their frame.
 
-    A pixel is compared with the third brightest (for a dead one, darkest) of its eight neighbours in the
-    frame, so that up to three hot pixels side by side are found. Hot pixels are looked for in the sum of the
-    darker half of the frames, where the peak is weakest and a rate too low to be seen in one frame adds up;
-    dead ones in the sum of all; cosmic rays and sparks in each frame.
+    A pixel is compared with the third brightest (a dead one with the third darkest) of the 24 around it, so
+    that up to three bad ones side by side are found: in each frame first, for cosmic rays and sparks;
+    then, without these, in the sum of the darker half of the frames, where the peak is weakest and a rate too
+    low to be seen in one frame adds up; dead ones in the sum of all frames.
 
     Parameters
     ----------
@@ -128,22 +131,21 @@ def mask_hot_pixels(
     ratio, sigmas
         By which factor, and by how many standard deviations of Poisson counts, a pixel must be out of line.
     """
+    sparks = np.zeros(volume.intensity.shape, np.bool_)
+    for spark, frame, valid in zip(sparks, volume.intensity, volume.valid, strict=True):
+        spark |= _stands_out(np.where(valid, frame, 0), ratio, sigmas)
+    trusted = volume.valid & ~sparks
     totals = np.array([frame.sum(dtype=np.float64) for frame in volume.intensity])
-    dark = np.flatnonzero(totals <= np.median(totals))
-    quiet, _ = _total(volume, dark)
-    everything, measured = _total(volume)
-    hot = _stands_out(quiet, ratio, sigmas)
-    third_darkest = ndimage.rank_filter(everything, 2, footprint=_RING, mode="constant", cval=0.0)
+    quiet, _ = _total(volume.intensity, trusted, np.flatnonzero(totals <= np.median(totals)))
+    everything, measured = _total(volume.intensity, trusted)
+    hot = _stands_out(quiet, ratio, sigmas) | (sparks.mean(axis=0) > OFTEN)
+    third_darkest = ndimage.rank_filter(everything, 2, footprint=_AROUND, mode="mirror")
     dead = measured & _exceeds(third_darkest, everything, ratio, sigmas)
-    static = (hot & measured) | dead
-    bad = np.broadcast_to(static, volume.intensity.shape).copy()
-    for index, (frame, valid) in enumerate(zip(volume.intensity, volume.valid, strict=True)):
-        bad[index] |= _stands_out(np.where(valid & ~static, frame, 0), ratio, sigmas)
     return mask_voxels(
         volume,
-        bad,
+        sparks | hot | dead,
         "mask_hot_pixels",
-        hot_pixels=int(np.count_nonzero(hot & measured)),
+        hot_pixels=int(np.count_nonzero(hot)),
         dead_pixels=int(np.count_nonzero(dead)),
         ratio=ratio,
         sigmas=sigmas,
@@ -157,7 +159,9 @@ def connected(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     return labels
 
 
-_RING = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
+_REACH = 2
+_AROUND = np.ones((2 * _REACH + 1, 2 * _REACH + 1), np.bool_)
+_AROUND[_REACH, _REACH] = False
 
 
 def _exceeds(
@@ -168,28 +172,27 @@ def _exceeds(
 
 
 def _stands_out(frame: NDArray[np.floating], ratio: float, sigmas: float) -> NDArray[np.bool_]:
-    """Where a pixel stands out above the third brightest of its eight neighbours."""
-    # The third brightest of eight is at least the third brightest of four: a quick test, few are left.
+    """Where a pixel stands out above the third brightest of the 24 around it."""
+    # The third brightest of 24 is at least the third brightest of four: a quick test, few are left.
     rows, columns = np.nonzero(_exceeds(frame, second_smallest_neighbour(frame), ratio, sigmas))
     found = np.zeros(frame.shape, np.bool_)
     if len(rows):
-        padded = np.pad(frame, 1)
-        around = [padded[rows + i, columns + j] for i, j in np.argwhere(_RING)]
+        padded = np.pad(frame, _REACH, mode="reflect")
+        around = [padded[rows + i, columns + j] for i, j in np.argwhere(_AROUND)]
         third = np.partition(around, -3, axis=0)[-3]
         found[rows, columns] = _exceeds(frame[rows, columns], third, ratio, sigmas)
     return found
 
 
 def _total(
-    volume: DiffractionVolume, slices: NDArray[np.intp] | None = None
+    intensity: NDArray[np.float32], valid: NDArray[np.bool_], slices: NDArray[np.intp] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return each pixel's counts over slices, those not valid made up for, and where any is valid."""
-    slices = np.arange(len(volume.intensity)) if slices is None else slices
-    total = np.zeros(volume.intensity.shape[1:])
-    times = np.zeros(volume.intensity.shape[1:])
+    slices = np.arange(len(intensity)) if slices is None else slices
+    total, times = np.zeros(intensity.shape[1:]), np.zeros(intensity.shape[1:])
     for index in slices:
-        total += np.where(volume.valid[index], volume.intensity[index], 0)
-        times += volume.valid[index]
+        total += np.where(valid[index], intensity[index], 0)
+        times += valid[index]
     measured = times > 0
     return np.divide(total * len(slices), times, out=np.zeros_like(total), where=measured), measured
 
@@ -213,7 +216,7 @@ def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_]) -> NDA
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
         patch = labels[box] == label
-        around = total[box][ndimage.binary_dilation(patch, _RING) & ~patch]
+        around = total[box][ndimage.binary_dilation(patch, np.ones((3, 3))) & ~patch]
         # The surroundings' darkest tenth, since a hole in sparse counts always has some bright neighbours.
         if np.quantile(around, 0.1) * min(np.count_nonzero(patch), 10) >= SILENT:
             silent[box] |= patch

@@ -45,6 +45,8 @@ FLAT_LOWEST, FLAT_HIGHEST = 0.25, 4.0
 BLOCK = 16
 # Background is as flat as this: the mean of a block at the third decile over that at the first.
 FLATNESS = 1.5
+# Background has no fringes: this much of the squared mean may its variance exceed the Poisson one.
+FRINGES = 0.1
 
 
 def prepare(
@@ -205,38 +207,46 @@ def subtract_background(volume: DiffractionVolume, level: float | None = None) -
 def estimate_background(volume: DiffractionVolume) -> float:
     """Estimate what every voxel counts beside the crystal's diffraction.
 
-    It is the mean count of the darkest blocks of 16**3 voxels, provided that these agree with each other:
-    the tails of a peak that fills the volume fall off and are not taken for background.
+    It is the mean count of the darkest blocks of 16**3 voxels, provided that these agree with each other,
+    and vary no more from voxel to voxel than Poisson counts of one mean: the tails of a peak that fills the
+    volume fall off, and have fringes, and are not taken for background.
 
     Returns
     -------
     float
         Counts a voxel; 0 where nothing flat is found.
     """
-    means = np.sort(_block_means(volume))
+    times, sums, squares = _blocks(volume)
+    enough = times >= times.max(initial=1) / 2
+    means = sums[enough] / times[enough]
     if len(means) < 10:
         return 0.0
-    first, third = means[len(means) // 10], means[3 * len(means) // 10]
+    order = np.argsort(means)
+    first, third = means[order[len(means) // 10]], means[order[3 * len(means) // 10]]
     if not first > 0 or third > FLATNESS * first:
+        return 0.0
+    darkest = order[: len(means) // 10 + 1]
+    voxels, mean = times[enough][darkest].sum(), means[darkest].mean()
+    dispersion = (squares[enough] / times[enough] - means**2)[darkest].mean() / mean
+    if dispersion > 1 + FRINGES * mean + 3 * np.sqrt(2 / voxels):
         return 0.0
     return float(first)
 
 
-def _block_means(volume: DiffractionVolume) -> NDArray[np.float64]:
-    """Mean of the valid voxels of each whole block at least half of which is valid."""
+def _blocks(volume: DiffractionVolume) -> NDArray[np.float64]:
+    """Return number, sum and sum of squares of the valid voxels of each whole block, float64 (3, blocks)."""
     edges = [np.arange(0, n - n % min(BLOCK, n), min(BLOCK, n)) for n in volume.intensity.shape]
     ends = [int(starts[-1]) + min(BLOCK, n) for starts, n in zip(edges, volume.intensity.shape, strict=True)]
-    sums, counts = [], []
+    sums = []
     for start in edges[0]:
         part = (slice(start, start + min(BLOCK, volume.intensity.shape[0])), slice(ends[1]), slice(ends[2]))
         valid = volume.valid[part]
-        slab = np.where(valid, volume.intensity[part], 0).sum(axis=0, dtype=np.float64)
-        times = valid.sum(axis=0, dtype=np.float64)
-        for out, image in ((sums, slab), (counts, times)):
-            out.append(np.add.reduceat(np.add.reduceat(image, edges[1], axis=0), edges[2], axis=1))
-    total, seen = np.array(sums), np.array(counts)
-    enough = seen >= seen.max() / 2
-    return total[enough] / seen[enough]
+        counts = np.where(valid, volume.intensity[part], 0)
+        images = [array.sum(axis=0, dtype=np.float64) for array in (valid, counts, counts * counts)]
+        sums.append(
+            np.add.reduceat(np.add.reduceat(images, edges[1], axis=1), edges[2], axis=2).reshape(3, -1)
+        )
+    return np.concatenate(sums, axis=1)
 
 
 def crop_around_peak(
