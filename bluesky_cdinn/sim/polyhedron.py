@@ -15,6 +15,9 @@ FloatArray = NDArray[np.float64]
 # The facets that FCC crystals grow; the same families as in AutoPhaseNN's atomistic set (2022).
 FCC_FAMILIES = ((1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 1, 1), (2, 2, 1))
 
+# Centres of a voxel's eight parts, in units of its edges.
+_OCTANTS = np.array(list(product((-0.25, 0.25), repeat=3)))
+
 
 @dataclass(frozen=True, eq=False)
 class Polyhedron:
@@ -64,10 +67,13 @@ class Polyhedron:
         """Return the body grown by a factor about the origin."""
         return Polyhedron(self.normals, self.distances * factor)
 
-    def coverage(self, points_nm: FloatArray, voxel_nm: FloatArray | None = None) -> FloatArray:
+    def coverage(
+        self, points_nm: FloatArray, voxel_nm: FloatArray | None = None, *, splits: int = 2
+    ) -> FloatArray:
         """Return which part of the voxel round each point the body fills.
 
-        Exact where one face cuts a voxel; where an edge or a corner does, the product of its faces' parts.
+        Exact where one face cuts a voxel. Where several do, the voxel is split into eight, and again;
+        in the last ones the product of the faces' parts is taken.
 
         Parameters
         ----------
@@ -75,24 +81,31 @@ class Polyhedron:
             Voxel centres, float64 (..., 3).
         voxel_nm
             Columns are the voxel's edges, float64 (3, 3); None for points without extent.
+        splits
+            How often a voxel at an edge or a corner is split.
 
         Returns
         -------
         numpy.ndarray
             0 to 1, float64 (...).
         """
-        if voxel_nm is None:
-            return (self._depth(points_nm) >= 0).astype(float)
-        widths = np.abs(self.normals @ voxel_nm)
         depth = self._depth(points_nm)
-        reach = widths.sum(axis=1).max() / 2
+        if voxel_nm is None:
+            return (depth >= 0).astype(float)
+        widths = np.abs(self.normals @ voxel_nm)
         filled = (depth > 0).astype(float)
-        cut = np.abs(depth) < reach
-        near, parts = points_nm[cut], np.ones(np.count_nonzero(cut))
+        cut = np.abs(depth) < widths.sum(axis=1).max() / 2
+        near = points_nm[cut]
+        parts, cuts = np.ones(len(near)), np.zeros(len(near), dtype=int)
         for normal, distance, width in zip(self.normals, self.distances, widths, strict=True):
             below = distance - near @ normal
             touched = below < width.sum() / 2
             parts[touched] *= half_space_fraction(below[touched], width)
+            cuts += touched
+        several = (cuts > 1) & (parts > 0)
+        if splits and several.any():
+            centres = near[several][:, None] + _OCTANTS @ voxel_nm.T
+            parts[several] = self.coverage(centres, voxel_nm / 2, splits=splits - 1).mean(axis=1)
         filled[cut] = parts
         return filled
 
