@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-from bluesky.protocols import Location
+from bluesky.protocols import Location, Status
 from ophyd import Component, Device, Kind, Signal
 from ophyd.signal import InternalSignal
 from ophyd.status import MoveStatus
@@ -125,7 +125,7 @@ class RockingStage(Device):
         """Return where the stage was sent and where it is, deg."""
         return Location(setpoint=cast(float, self.setpoint.get()), readback=self._position)
 
-    def set(self, position: float, *, timeout: float | None = None) -> MoveStatus:
+    def set(self, position: float, *, timeout: float | None = None) -> Status:
         """Start to move; the status is done when the stage has arrived and settled.
 
         Parameters
@@ -168,7 +168,8 @@ class RockingStage(Device):
         threading.Thread(
             target=self._travel, args=(self._move,), name=f"{self.name}-move", daemon=True
         ).start()
-        return status
+        # ophyd annotates its statuses a little wider than bluesky's protocol, which plans ask for.
+        return cast(Status, status)
 
     def stop(self, *, success: bool = False) -> None:
         """Stop where the stage is; the move under way then counts as `success` says."""

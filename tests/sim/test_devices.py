@@ -16,9 +16,6 @@ from bluesky.utils import FailedStatus
 from bluesky_tiled_plugins import TiledWriter
 from event_model import DocumentNames, schema_validators
 from ophyd.utils import LimitError
-from tiled.client import from_uri
-from tiled.server import SimpleTiledServer
-from tiled.structures.core import Spec
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.records import Geometry
@@ -75,14 +72,6 @@ def RE(documents):
     engine = RunEngine({}, call_returns_result=True)
     engine.subscribe(lambda name, doc: documents.append((name, doc)))
     return engine
-
-
-@pytest.fixture(scope="module")
-def tiled_server(tmp_path_factory):
-    frames = tmp_path_factory.mktemp("readable")
-    server = SimpleTiledServer(tmp_path_factory.mktemp("tiled"), readable_storage=[frames])
-    yield server.uri, frames
-    server.close()
 
 
 def named(documents, name):
@@ -308,14 +297,11 @@ class TestFiles:
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
-def test_tiled_gives_the_frames_back(RE, documents, theta, make_detector, tiled_server, delivery):
-    uri, frames = tiled_server
-    root = from_uri(uri)
-    runs = root.create_container(f"raw_{delivery}", specs=[Spec("CatalogOfBlueskyRuns", "3.0")])
-    det = make_detector(delivery=delivery, directory=frames / delivery)
-    RE.subscribe(TiledWriter(runs))
+def test_tiled_gives_the_frames_back(RE, theta, make_detector, catalog, delivery):
+    det = make_detector(delivery=delivery)
+    RE.subscribe(TiledWriter(catalog.raw))
     (uid,) = RE(bp.scan([det], theta, -2, 2, 5)).run_start_uids
-    stored = runs[uid]["primary"]
+    stored = catalog.raw[uid]["primary"]
     image = stored["det_image"].read().squeeze()
     assert image.shape == (5, 12, 16)
     assert image.dtype == np.int32
