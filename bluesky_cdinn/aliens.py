@@ -23,6 +23,9 @@ EXCESS = 2.0
 PARTNER = 0.2
 """A fringe has a partner across the peak with at least this part of its intensity; an alien has none."""
 
+STRONG = 0.3
+"""Part of the highest intensity from which on a bin counts for the peak's width."""
+
 CLEARANCE = 6.0
 """Distance from the peak, in half widths, within which everything is taken to be the peak's own."""
 
@@ -55,17 +58,20 @@ def _aliens(volume: DiffractionVolume) -> tuple[NDArray[np.bool_], int]:
     background = float(np.median(binned))
     excess = binned - np.float32(background)
     centre = (np.array(find_peak(volume)) + 0.5) / BIN - 0.5
+    # A partner may be a bin away from where it should be, since the peak's centre is no better known.
+    around = ndimage.maximum_filter(excess, 3)
     place = tuple(np.clip(np.rint(centre).astype(int), 0, np.array(binned.shape) - 1))
     aliens, found = np.zeros(binned.shape, np.bool_), 0
     level = SIGMAS * np.sqrt(background + 1)
-    widths = _half_widths(np.where(excess > level, excess, 0))
+    # All strong speckles of a strained crystal make its width; a weaker alien doesn't.
+    widths = _half_widths(np.where(excess > STRONG * excess[place], excess, 0))
     while level < excess[place] / 2:
         labels = connected((excess > level) & ~aliens)
         for label, box in enumerate(ndimage.find_objects(labels), start=1):
             if label == labels[place]:
                 continue
             bins = np.argwhere(labels[box] == label) + [part.start for part in box]
-            if len(bins) > 2 and _is_alien(excess, bins, centre, float(excess[place]), widths):
+            if len(bins) > 2 and _is_alien(excess, around, bins, centre, float(excess[place]), widths):
                 blob = np.zeros(binned.shape, np.bool_)
                 blob[tuple(bins.T)] = True
                 # Its tails too, but nothing of the peak.
@@ -77,12 +83,16 @@ def _aliens(volume: DiffractionVolume) -> tuple[NDArray[np.bool_], int]:
 
 def _is_alien(
     excess: NDArray[np.floating],
+    around: NDArray[np.floating],
     bins: NDArray[np.intp],
     centre: NDArray[np.float64],
     peak: float,
     widths: NDArray[np.float64],
 ) -> bool:
-    """Whether a blob, bins (n, 3), is too bright for where it is, and alone."""
+    """Whether a blob, bins (n, 3), is too bright for where it is, and alone.
+
+    ``around`` is the highest excess of a bin and its neighbours.
+    """
     counts = excess[tuple(bins.T)]
     distances = np.linalg.norm((bins - centre) / widths, axis=1)
     if distances.min() < CLEARANCE:
@@ -95,19 +105,18 @@ def _is_alien(
     if inside.mean() < 0.5:
         # Nobody can tell whether there is a partner.
         return False
-    return float(excess[tuple(across[inside].T)].sum()) < PARTNER * float(counts[inside].sum())
+    return float(around[tuple(across[inside].T)].sum()) < PARTNER * float(counts[inside].sum())
 
 
 def _half_widths(counts: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return half the length along each axis that holds the middle three quarters of all counts, bins.
+    """Return half the length along each axis that holds the middle nine tenths of the squared counts, bins.
 
-    It is half a bin at least. For the central fringe of sinc**2 that is about its half width at half maximum;
-    a strained crystal's speckles are not mistaken for its peak.
+    It is half a bin at least. For the central fringe of sinc**2 that is about its half width at half maximum.
     """
-    widths = []
+    widths, squares = [], counts.astype(np.float64) ** 2
     for axis in range(3):
-        cumulated = np.cumsum(counts.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64))
-        low, high = np.interp([0.125, 0.875], cumulated / cumulated[-1], np.arange(len(cumulated)) + 0.5)
+        cumulated = np.cumsum(squares.sum(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = np.interp([0.05, 0.95], cumulated / cumulated[-1], np.arange(len(cumulated)) + 0.5)
         widths.append(max(1.0, high - low) / 2)
     return np.array(widths)
 
