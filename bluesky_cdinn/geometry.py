@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.records import Geometry
+from bluesky_cdinn.errors import InvalidInput, MissingMetadata
+from bluesky_cdinn.records import DiffractionVolume, Geometry
 
 FloatArray = NDArray[np.float64]
 
@@ -198,6 +198,42 @@ def direct_basis(reciprocal: FloatArray, shape: Sequence[int]) -> FloatArray:
     """
     inverse = np.linalg.inv(reciprocal * np.asarray(shape, dtype=float))
     return np.asarray(-2 * np.pi * inverse.T, dtype=np.float64)
+
+
+def volume_bases(volume: DiffractionVolume) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the lattice vectors of a volume and of the object behind it, and its Bragg vector.
+
+    Parameters
+    ----------
+    volume
+        On the measured pixels, its zero frequency at voxel n//2 of each axis.
+
+    Returns
+    -------
+    tuple
+        `reciprocal_basis`, 1/nm, and `direct_basis`, nm, float64 (3, 3); and Q of the middle voxel,
+        1/nm, float64 (3,); in the lab frame at the middle slice's angle.
+
+    Raises
+    ------
+    MissingMetadata
+        If the volume came without angles or geometry.
+    InvalidInput
+        If it has a single slice, or its angles don't rise.
+    """
+    if volume.geometry is None or volume.angles_deg is None:
+        raise MissingMetadata(
+            "physical units need the geometry and the rocking angles, and the volume has not both; say "
+            f"{', '.join(REQUIRED)} in the start document's cdi, the detector's configuration or the settings"
+        )
+    if len(volume.angles_deg) < 2:
+        raise InvalidInput("a volume in physical units must have two slices or more, got one")
+    step = float((volume.angles_deg[-1] - volume.angles_deg[0]) / (len(volume.angles_deg) - 1))
+    _, rows, columns = volume.intensity.shape
+    pixel = (float(volume.window[1] + rows // 2), float(volume.window[2] + columns // 2))
+    reciprocal = reciprocal_basis(volume.geometry, step, pixel)
+    direct = direct_basis(reciprocal, volume.intensity.shape)
+    return reciprocal, direct, bragg_vector(volume.geometry, pixel)
 
 
 def geometry_from(*layers: Mapping[str, Any]) -> tuple[Geometry | None, tuple[str, ...]]:

@@ -1,10 +1,14 @@
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.errors import InvalidInput, MissingMetadata
 from bluesky_cdinn.geometry import (
     REQUIRED,
     bragg_vector,
@@ -15,10 +19,11 @@ from bluesky_cdinn.geometry import (
     pixel_positions,
     reciprocal_basis,
     scattering_vectors,
+    volume_bases,
     voxel_volume,
     wavenumber,
 )
-from bluesky_cdinn.records import Geometry
+from bluesky_cdinn.records import DiffractionVolume, Geometry
 
 # The arm and energy of a gold 111 scan at APS 34-ID-C.
 GOLD = Geometry(
@@ -162,6 +167,78 @@ def test_rocking_about_the_bragg_vector_is_refused():
         reciprocal_basis(replace(GOLD, rocking_axis=axis), 0.01)
     with pytest.raises(InvalidInput, match="step_deg must be above 0"):
         reciprocal_basis(GOLD, -0.01)
+
+
+def test_bases_of_a_volume_are_those_at_its_middle_voxel():
+    intensity = np.zeros((11, 20, 31), dtype=np.float32)
+    volume = DiffractionVolume(
+        intensity, intensity == 0, angles_deg=np.linspace(-0.1, 0.1, 11), geometry=GOLD, window=(0, 100, 90)
+    )
+    reciprocal, direct, bragg = volume_bases(volume)
+    np.testing.assert_allclose(reciprocal, reciprocal_basis(GOLD, 0.02, (110, 105)))
+    np.testing.assert_allclose(direct, direct_basis(reciprocal, (11, 20, 31)))
+    np.testing.assert_allclose(bragg, bragg_vector(GOLD, (110, 105)))
+    for without in ({"geometry": None}, {"angles_deg": None}):
+        with pytest.raises(MissingMetadata, match="need the geometry and the rocking angles"):
+            volume_bases(replace(volume, **without))
+    with pytest.raises(InvalidInput, match="two slices or more"):
+        volume_bases(
+            replace(volume, intensity=intensity[:1], valid=intensity[:1] == 0, angles_deg=np.zeros(1))
+        )
+
+
+SCAN54 = (
+    Path(os.environ.get("CDINN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "aps34idc_scan54.h5"
+)
+# Where six flares of its diffraction point, (rocking, row, column) voxels from the peak: {111}, then {100}.
+FLARES = [(61, 8, 14), (12, -30, -1), (-21, 13, -29), (-50, 11, 16), (34, 18, -13), (-8, -16, -26)]
+
+
+def _brightest_near(start, intensity, peak):
+    """Return the direction, close to a first one, along which a flare is brightest."""
+    start = np.array(start, dtype=float)
+    reach = np.linspace(-1.5, 1.5, 100)
+    reach = reach[np.abs(reach) > 0.4]
+
+    def dimness(direction):
+        line = np.array(peak)[:, None] + direction[:, None] * reach * np.linalg.norm(start) / np.linalg.norm(
+            direction
+        )
+        return -np.log(ndimage.map_coordinates(intensity, line, order=1) + 0.05).mean()
+
+    simplex = start + 4 * np.vstack([np.zeros(3), np.eye(3)])
+    return optimize.minimize(
+        dimness,
+        start,
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "xatol": 0.1, "fatol": 1e-3},
+    ).x
+
+
+@pytest.mark.skipif(not SCAN54.is_file(), reason="the measured scan isn't here (CDINN_DATA)")
+def test_facets_of_a_measured_gold_crystal_make_the_angles_of_gold():
+    # A facet's flare runs along its normal: pixels, distance, arm and rocking sense, all in one.
+    with h5py.File(SCAN54) as file:
+        frames = file["frames"][:, 62:192, 62:192]
+        white, dark = file["whitefield"][62:192, 62:192], file["dark"][62:192, 62:192]
+    flat = np.where((dark == 0) & (white > 100), np.median(white) / np.maximum(white, 1), 0.0)
+    intensity = ndimage.gaussian_filter(frames * flat, 1.0)
+    voxels = np.column_stack([_brightest_near(flare, intensity, (99, 64, 65)) for flare in FLARES])
+
+    def angles(rocking_axis):
+        normals = reciprocal_basis(replace(GOLD, rocking_axis=rocking_axis), 0.005) @ voxels
+        normals /= np.linalg.norm(normals, axis=0)
+        return np.degrees(np.arccos(np.abs(np.clip(normals.T @ normals, -1, 1))))
+
+    def misfit(found):
+        between = [(i, j) for i in range(6) for j in range(i)]
+        ideal = [70.53 if i < 4 else 90.0 if j >= 4 else 54.74 for i, j in between]
+        return np.sqrt(
+            np.mean([(found[pair] - angle) ** 2 for pair, angle in zip(between, ideal, strict=True)])
+        )
+
+    assert misfit(angles((0.0, 1.0, 0.0))) < 2.0
+    assert misfit(angles((0.0, -1.0, 0.0))) > 10.0
 
 
 def test_geometry_is_read_from_layers_in_order_of_precedence():
