@@ -120,8 +120,8 @@ class Diffraction:
     shape
         Detector (rows, columns).
     half_range_deg
-        Rocking offsets up to here are exact; beyond, the intensity fades to zero. As far as the
-        detector sees if None.
+        Rocking offsets up to here are exact; beyond, the tails lose accuracy and then are cut off. As
+        far along the rocking curve as the detector sees along its rows if None.
     bragg
         The crystal's Bragg vector, 1/nm, float64 (3,); the one that diffracts onto the beam centre if None.
 
@@ -175,13 +175,13 @@ class Diffraction:
 
 
 def _peak(sampled: SampledCrystal) -> float:
-    """Return the largest abs(transform)**2: a search over eight fringes, then closer and closer."""
-    fringe = 2 * np.pi / (np.array(sampled.density.shape) * np.linalg.norm(sampled.basis, axis=0))
+    """Return the largest abs(transform)**2: a search over twelve fringes, then closer and closer."""
     directions = sampled.basis / np.linalg.norm(sampled.basis, axis=0)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 33)] * 3, indexing="ij"), axis=-1)
+    fringe = 2 * np.pi / (np.array(sampled.density.shape) * np.linalg.norm(sampled.basis, axis=0))
     centre, best = np.zeros(3), 0.0
-    for half_width in (8.0, 1.0, 0.1):
-        q = centre + grid * half_width * fringe @ directions.T
+    for half_width, points in ((12.0, 49), (0.5, 9), (0.1, 9)):
+        grid = np.stack(np.meshgrid(*[np.linspace(-half_width, half_width, points)] * 3), axis=-1)
+        q = centre + grid * fringe @ directions.T
         intensity = np.abs(sampled.transform(q)) ** 2
         best = float(intensity.max())
         centre = q[np.unravel_index(intensity.argmax(), intensity.shape)]
