@@ -125,7 +125,7 @@ def list_reconstructions(
         found = catalog.reconstructions(raw, sample=sample, status=status, limit=limit)
         answer |= {"count": len(found), "reconstructions": [told(summary) for summary in found]}
         if not as_json:
-            rows = table("when", "reconstruction", "scan", "sample", "status", "chi2", "confidence")
+            rows = table("when", "uid", "scan", "sample", "status", "chi2", "confidence")
             for summary in found:
                 numbers = (
                     (f"{summary.chi2:.5f}", f"{summary.confidence:.2f}") if summary.success else ("", "")

@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bluesky_cdinn.embedded import EmbeddedServer
 from bluesky_cdinn.errors import CdinnError, ReconstructionFailed
 from bluesky_cdinn.plans import rocking_scan_with_recon
 from bluesky_cdinn.quality import Comparison, compare
@@ -130,28 +132,29 @@ def demonstrate(settings: Settings, folder: Path, seed: int, say: Callable[[str]
         Every number of it, flat.
     """
     began = time.monotonic()
-    start, stop, points = SCAN
     say(f"In the beam: a gold crystal, {SIZE_NM:.0f} nm, its strain a phase of {PHASE_RANGE_RAD} rad at 111.")
-    say(f"RE(rocking_scan_with_recon(det, theta, {start}, {stop}, {points})) ...")
-    with progress_bars("scan", "crystal") as (scan, crystal):
-        measured = measure(settings, seed, scan, crystal)
-    summary, error = measured.summary, measured.error
-    say(
-        f"{points} frames took {measured.scan_s:.1f} s; {measured.wait_s:.1f} s later the crystal was stored."
-    )
-    say(f"Tiled holds the raw run {summary.raw_uid[:8]} and its reconstruction {summary.processed_uid[:8]}.")
+    say(f"RE(rocking_scan_with_recon(det, theta, {', '.join(map(str, SCAN))})) ...")
+    with closing(EmbeddedServer(settings.tiled.directory, settings.tiled.readable_storage)) as server:
+        server.address()  # started once, for the session and for the processes that ask later
+        with progress_bars("scan", "crystal") as (scan, crystal):
+            measured = measure(settings, seed, scan, crystal)
+        summary, error = measured.summary, measured.error
+        say(
+            f"{SCAN[2]} frames took {measured.scan_s:.1f} s; {measured.wait_s:.1f} s later the crystal was stored."
+        )
+        say(f"Tiled holds raw run {summary.raw_uid[:8]} and its reconstruction {summary.processed_uid[:8]}.")
 
-    found, took = ask("list", "--raw", summary.raw_uid, "--directory", folder)
-    if [entry["processed_uid"] for entry in found["reconstructions"]] != [summary.processed_uid]:
-        raise CdinnError(f"a new process must find {summary.processed_uid} by its raw uid, it found {found}")
-    chi2 = found["reconstructions"][0]["chi2"]
-    say(f"A new process found it by the scan's uid in {took:.1f} s: chi2 {chi2:.5f}.")
-    say(
-        f"Against the true crystal: phase off by {error.phase_rmse:.3f} rad rms, "
-        f"supports overlap by {100 * error.iou:.1f} %, correlation {error.correlation:.4f}."
-    )
-    figure = folder / "reconstruction.png"
-    ask("show", summary.processed_uid, "-o", figure, "--directory", folder)
+        found, took = ask("list", "--raw", summary.raw_uid, "--directory", folder)
+        if [entry["processed_uid"] for entry in found["reconstructions"]] != [summary.processed_uid]:
+            raise CdinnError(f"a new process must find {summary.processed_uid} by its raw uid, got {found}")
+        chi2 = found["reconstructions"][0]["chi2"]
+        say(f"A new process found it by the scan's uid in {took:.1f} s: chi2 {chi2:.5f}.")
+        say(
+            f"Against the true crystal: phase off by {error.phase_rmse:.3f} rad rms, "
+            f"supports overlap by {100 * error.iou:.1f} %, correlation {error.correlation:.4f}."
+        )
+        figure = folder / "reconstruction.png"
+        ask("show", summary.processed_uid, "-o", figure, "--directory", folder)
     say(f"Drawn in {figure}. All of it took {time.monotonic() - began:.0f} s.")
     return {
         "raw_uid": summary.raw_uid,

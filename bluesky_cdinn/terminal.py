@@ -122,4 +122,4 @@ def number_table(result: Reconstruction) -> Table:
 
 def moment(seconds: float) -> str:
     """Return a time as people read it, in their own time zone."""
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
