@@ -143,7 +143,7 @@ def _read(data: h5py.Dataset, indices: Sequence[int]) -> dict[int, NDArray[Any]]
         return {0: data[()]} if 0 in indices else {}
     if data.ndim < 2:
         raise InvalidInput(f"frames must be 2D, got the shape {data.shape} in {data.name}")
-    there = [index for index in indices if index < len(data)]
+    there = [index for index in indices if 0 <= index < len(data)]
     breaks = [0, *(n + 1 for n, (a, b) in enumerate(pairwise(there)) if b != a + 1), len(there)]
     frames: dict[int, NDArray[Any]] = {}
     for first, end in pairwise(breaks):

@@ -147,6 +147,8 @@ class VolumeBuilder:
         angles, count_time, monitor = np.array(self._readings, dtype=float).reshape(-1, 3).T
         exposure, normalised_by = _exposures(count_time, monitor)
         lit = np.flatnonzero(exposure > 0)
+        if not len(lit):
+            raise IncompleteScan(f"a volume needs frames taken with beam, got none among {len(self)}")
         first, step, n = rocking_grid(np.concatenate([angles[lit], self._planned]))
         shares = _shares((angles[lit] - first) / step, n)
         flagged = self._always_negative(lit)
@@ -319,14 +321,15 @@ def _slice(
 ) -> _Slice:
     """Make one slice of its frames, each with its weight and exposure."""
     shape = frames[0][0].shape
-    counts, exposures, negative = np.zeros(shape), np.zeros(shape), 0
+    counts, exposures, everywhere = np.zeros(shape), np.zeros(shape), np.ones(shape, np.bool_)
     for frame, weight, exposure in frames:
         good = trusted(frame)
         counts += np.where(good, weight * frame, 0.0)
         exposures += (weight * exposure) * good
-    valid = exposures > 0
-    if flagged is not None:
-        valid &= ~flagged
+        everywhere &= good
+    # Between two slices both are needed; of repeats one will do.
+    valid = everywhere if any(weight < 1 for _, weight, _ in frames) else exposures > 0
+    valid = valid if flagged is None else valid & ~flagged
     scaled = np.divide(usual * counts, exposures, out=np.zeros(shape), where=valid)
     negative = int(np.count_nonzero(scaled < 0))
     scale = usual / sum(weight * exposure for _, weight, exposure in frames)

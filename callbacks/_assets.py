@@ -100,10 +100,10 @@ def stream_frames(
     rows = 1 if parameters.get("join_method") == "stack" else _rows_an_index(parameters, frame_shape)
     indices, events = (range(int(datum[n]["start"]), int(datum[n]["stop"])) for n in ("indices", "seq_nums"))
     frames = len(indices) * rows
-    if not 0 < len(events) <= frames <= MAX_FRAMES or len(indices) % len(events):
+    if indices.start < 0 or not 0 < len(events) <= frames <= MAX_FRAMES or len(indices) % len(events):
         raise InvalidInput(
-            "a stream_datum must cover a whole number of indices for each event, and not more than "
-            f"{MAX_FRAMES} frames, got {len(indices)} indices for {len(events)} events"
+            f"a stream_datum must cover a whole number of indices for each event, from 0 on, and {MAX_FRAMES} "
+            f"frames at most, got the indices {indices} for {len(events)} events"
         )
     step = rows * (len(indices) // len(events))
     return {

@@ -189,6 +189,27 @@ def test_a_bad_pixel_of_one_repeat_leaves_the_other():
     assert volume.intensity[4, 1, 2] == pytest.approx(frames[[4, 9], 1, 2].mean())
 
 
+def test_a_bad_pixel_of_a_neighbour_is_not_interpolated_over():
+    frames = np.full((9, *SHAPE), 50.0)
+    frames[4, 1, 1] = np.nan
+    angles = np.array([0, 1, 2, 3.6, 4.6, 5.6, 7, 8, 9])
+    volume = assemble(curve(frames, angles))
+    assert step(volume)["interpolated_slices"] >= 2
+    between = np.flatnonzero(~volume.valid[:, 1, 1] & volume.valid[:, 0, 0])
+    assert len(between) >= 1
+    assert not volume.intensity[between, 1, 1].any()
+
+
+def test_frames_without_beam_make_no_volume():
+    with pytest.raises(IncompleteScan, match="none among 0"):
+        VolumeBuilder(planned_deg=np.arange(9)).volume()
+    builder = VolumeBuilder()
+    for angle in range(9):
+        builder.add(np.ones(SHAPE), angle, monitor=1e9 if angle == 0 else 0.0)
+    with pytest.raises(IncompleteScan, match="3 values"):
+        builder.volume()
+
+
 @pytest.mark.parametrize("frames", [np.zeros((9, 4)), np.zeros((9, 4, 4), complex), np.zeros((9, 2, 4, 4))])
 def test_frames_must_be_real_images(frames):
     with pytest.raises(InvalidInput, match="2D array of real numbers"):
@@ -301,10 +322,11 @@ def test_frames_that_come_late_are_waited_for(tmp_path):
     np.testing.assert_array_equal(loaded.frames, frames)
 
 
-def test_a_frame_that_never_comes_leaves_its_point_out_on_record(stored):
+@pytest.mark.parametrize("lost", [99, -1])
+def test_a_frame_that_never_comes_leaves_its_point_out_on_record(stored, lost):
     path, _ = stored
     late = curve(
-        references(path, [0, 1, 2, 99, 4, 5, 6, 7, 8]), np.arange(9), count_time_s=np.arange(9.0) + 1
+        references(path, [0, 1, 2, lost, 4, 5, 6, 7, 8]), np.arange(9), count_time_s=np.arange(9.0) + 1
     )
     loaded = load_frames(late, patience_s=0.0)
     assert loaded.metadata["unreadable_points"] == [3]

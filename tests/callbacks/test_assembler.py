@@ -579,9 +579,13 @@ def test_streams_that_cannot_be_read_are_refused(resource, match):
         assembled(run.stop())
 
 
-def test_a_stream_datum_must_divide_among_its_events():
-    datum = {"indices": {"start": 0, "stop": 5}, "seq_nums": {"start": 1, "stop": 3}}
-    with pytest.raises(InvalidInput, match="5 indices for 2 events"):
+@pytest.mark.parametrize("indices", [(0, 5), (-2, 2), (3, 3), (0, 10**12)])
+def test_a_stream_datum_must_divide_among_its_events(indices):
+    datum = {
+        "indices": dict(zip(("start", "stop"), indices, strict=True)),
+        "seq_nums": {"start": 1, "stop": 3},
+    }
+    with pytest.raises(InvalidInput, match="a whole number of indices for each event"):
         stream_frames({"uri": "file:///a.h5", "parameters": {}}, datum, SHAPE)
 
 
