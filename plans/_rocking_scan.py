@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float64]
 LEAST_POINTS = 3
 """A curve of fewer points has no width."""
 
-EXPOSURE_SIGNALS = ("count_time", "cam.acquire_time", "acquire_time", "exposure_time")
+EXPOSURE_SIGNALS = ("count_time", "cam.acquire_time", "driver.acquire_time", "acquire_time", "exposure_time")
 """Where a detector's exposure is looked for, in this order."""
 
 

@@ -12,15 +12,17 @@ import pytest
 from bluesky import RunEngine
 from bluesky.utils import FailedStatus, RunEngineInterrupted
 from event_model import DocumentNames, schema_validators
+from ophyd import Component, Device, Signal
 from ophyd.sim import SynAxis, SynGauss
-from ophyd_async.core import init_devices
-from ophyd_async.sim import SimMotor
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+from ophyd_async.sim import PatternGenerator, SimBlobDetector, SimMotor
 
-from bluesky_cdinn.callbacks import ReconstructionSummary
+from bluesky_cdinn.callbacks import ReconstructionSummary, RockingCurveAssembler
 from bluesky_cdinn.errors import InvalidInput, NotFound, ReconstructionFailed
 from bluesky_cdinn.plans import rocking_scan, rocking_scan_with_recon
 from bluesky_cdinn.records import Geometry
 from bluesky_cdinn.sim.devices import RockingStage, SimulatedAreaDetector
+from bluesky_cdinn.volume import load_frames
 
 DELIVERIES = ("event", "resource", "stream")
 
@@ -214,6 +216,31 @@ class TestRockingScan:
         RE(rocking_scan(det, phi, -1, 1, 3, relative=True))
         assert [doc["data"]["phi"] for doc in named(documents, "event")] == [-1.0, 0.0, 1.0]
 
+    def test_an_ophyd_async_detector(self, RE, documents, tmp_path):
+        paths = StaticPathProvider(UUIDFilenameProvider(), tmp_path)
+        with init_devices():
+            phi = SimMotor(instant=True)
+            blob = SimBlobDetector(paths, PatternGenerator())
+        assembler = RockingCurveAssembler()
+        RE(rocking_scan(blob, phi, -1, 1, 5), assembler)
+        curve = assembler.curve()
+        assert [frame.index for frame in curve.frames] == [0, 1, 2, 3, 4]
+        np.testing.assert_allclose(curve.angles_deg, np.linspace(-1, 1, 5))
+
+    def test_the_exposure_of_an_area_detector(self, RE, documents, theta):
+        """By the name that areaDetector's ophyd devices have for it."""
+
+        class Camera(Device):
+            acquire_time = Component(Signal, value=1.0, kind="config")
+
+        class AreaDetector(Device):
+            cam = Component(Camera, kind="config")
+            total = Component(Signal, value=0.0)
+
+        RE(rocking_scan(AreaDetector(name="eiger"), theta, 0, 1, 3, count_time=[0.1, 0.2, 0.3]))
+        exposures = [doc["data"]["eiger_cam_acquire_time"] for doc in named(documents, "event")]
+        assert exposures == [0.1, 0.2, 0.3]
+
 
 class PausesOnce(AngleStamp):
     """Asks for a pause in the middle of the exposure at one angle, or right after its event."""
@@ -273,6 +300,20 @@ class TestInterruptions:
         np.testing.assert_allclose([doc["data"]["theta"] for doc in last.values()], np.linspace(0, 1, 6))
         np.testing.assert_allclose([doc["data"]["det_max"] for doc in last.values()], np.linspace(0, 1000, 6))
         assert named(documents, "stop")[0]["exit_status"] == "success"
+
+    @pytest.mark.parametrize("delivery", DELIVERIES)
+    def test_the_curve_of_a_paused_scan_is_whole(self, RE, theta, make_detector, delivery):
+        """What was measured twice because of the pause is counted once."""
+        source = PausesOnce(0.4)
+        det = make_detector(source=source, delivery=delivery)
+        source.RE = RE
+        assembler = RockingCurveAssembler()
+        with pytest.raises(RunEngineInterrupted):
+            RE(rocking_scan(det, theta, 0.0, 1.0, 6), assembler)
+        RE.resume()
+        curve = load_frames(assembler.curve())
+        np.testing.assert_allclose(curve.angles_deg, np.linspace(0, 1, 6))
+        np.testing.assert_array_equal(np.squeeze(curve.frames)[:, 0, 0], np.arange(0, 1001, 200))
 
 
 class FakeLive:
