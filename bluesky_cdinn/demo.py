@@ -139,9 +139,7 @@ def demonstrate(settings: Settings, folder: Path, seed: int, say: Callable[[str]
         with progress_bars("scan", "crystal") as (scan, crystal):
             measured = measure(settings, seed, scan, crystal)
         summary, error = measured.summary, measured.error
-        say(
-            f"{SCAN[2]} frames took {measured.scan_s:.1f} s; {measured.wait_s:.1f} s later the crystal was stored."
-        )
+        say(f"The scan took {measured.scan_s:.1f} s; {measured.wait_s:.1f} s later the crystal was stored.")
         say(f"Tiled holds raw run {summary.raw_uid[:8]} and its reconstruction {summary.processed_uid[:8]}.")
 
         found, took = ask("list", "--raw", summary.raw_uid, "--directory", folder)
