@@ -24,6 +24,15 @@ GEOMETRY = Geometry(
     detector_angles_deg=(32.174, 12.6346),
     beam_centre_px=(32.0, 32.0),
 )
+# Nothing along an axis, nothing square.
+ODD = Geometry(
+    energy_keV=11.3,
+    detector_distance_m=1.7,
+    pixel_size_um=(150.0, 120.0),
+    detector_angles_deg=(-21.0, 28.0),
+    beam_centre_px=(32.0, 32.0),
+    rocking_axis=(0.6, 0.64, 0.48),
+)
 SHAPE = (64, 64)
 NEAR = replace(GEOMETRY, detector_distance_m=0.2)
 TURN = Rotation.from_euler("xyz", [20, 35, 50], degrees=True).as_matrix()
@@ -105,12 +114,13 @@ def test_frames_bend_away_from_the_linear_map():
     assert misfit(flat) > 0.02
 
 
-def test_a_rocking_curve_is_the_fft_of_the_crystal_on_direct_voxels():
+@pytest.mark.parametrize(("geometry", "size_nm", "step"), [(GEOMETRY, 250.0, 0.02), (ODD, 700.0, 0.01)])
+def test_a_rocking_curve_is_the_fft_of_the_crystal_on_direct_voxels(geometry, size_nm, step):
     # Geometry, signs and axes all at once: the twin, or any other sign, would not fit.
-    crystal = random_crystal(np.random.default_rng(11), 250.0, 4.0)
-    step, shape = 0.02, (64, 64, 64)
-    frames = Diffraction(crystal, GEOMETRY, SHAPE).frames((np.arange(64) - 32) * step)
-    density = sample(crystal, direct_basis(reciprocal_basis(GEOMETRY, step), shape), shape)
+    crystal = random_crystal(np.random.default_rng(11), size_nm, 4.0)
+    shape = (64, 64, 64)
+    frames = Diffraction(crystal, geometry, SHAPE).frames((np.arange(64) - 32) * step)
+    density = sample(crystal, direct_basis(reciprocal_basis(geometry, step), shape), shape)
 
     def misfit(density):
         magnitude = np.abs(np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(density))))
