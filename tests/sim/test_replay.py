@@ -12,8 +12,10 @@ import tifffile
 from bluesky import RunEngine
 from bluesky.utils import FailedStatus
 
+from bluesky_cdinn.callbacks import RockingCurveAssembler
 from bluesky_cdinn.errors import CdinnWarning, InvalidInput, MissingMetadata
 from bluesky_cdinn.plans import rocking_scan
+from bluesky_cdinn.preprocess import detector_fields
 from bluesky_cdinn.sim.recording import load_recording
 from bluesky_cdinn.sim.replay import RecordedFrames, replay_beamline
 
@@ -200,6 +202,14 @@ class TestReplay:
         start = documents[0][1]
         assert start["cdi"]["sample"] == "scan"
         assert start["cdi"].get("dark_file") == recording.cdi.get("dark_file")
+
+    def test_dark_and_flat_reach_the_reconstruction(self, RE, recording):
+        det, theta = replay_beamline(recording)
+        assembler = RockingCurveAssembler()
+        RE(rocking_scan(det, theta, *recording.scan_range), assembler)
+        fields = detector_fields(assembler.curve())
+        np.testing.assert_array_equal(fields["dark"], DARK[2:8, 3:11])
+        np.testing.assert_allclose(fields["flat"], WHITEFIELD[2:8, 3:11])
 
     def test_in_any_order(self, RE, documents, recording):
         det, theta = replay_beamline(recording)
