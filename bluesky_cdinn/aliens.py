@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bluesky_cdinn.masking import connected, mask_voxels
+from bluesky_cdinn.masking import connected, counting_unit, mask_voxels
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.records import DiffractionVolume
 
@@ -62,7 +62,8 @@ def _aliens(volume: DiffractionVolume) -> tuple[NDArray[np.bool_], int]:
     around = ndimage.maximum_filter(excess, 3)
     place = tuple(np.clip(np.rint(centre).astype(int), 0, np.array(binned.shape) - 1))
     aliens, found = np.zeros(binned.shape, np.bool_), 0
-    level = SIGMAS * np.sqrt(background + 1)
+    unit = counting_unit(volume)
+    level = SIGMAS * np.sqrt(unit * (background + unit))
     # All strong speckles of a strained crystal make its width; a weaker alien doesn't.
     widths = _half_widths(np.where(excess > STRONG * excess[place], excess, 0))
     while level < excess[place] / 2:

@@ -80,6 +80,17 @@ def mask_voxels(
     return with_step(volume, step, intensity=intensity, valid=valid, voxels=lost, **noted)
 
 
+def counting_unit(volume: DiffractionVolume) -> float:
+    """Return what one count is in the volume's own numbers, 1 at least.
+
+    It is 1 where photons are counted. A detector that adds up charge gives many units for a photon: the
+    weakest of its positive readings, their fifth percentile, stand for one.
+    """
+    some = volume.intensity[:: max(1, len(volume.intensity) // 32)]
+    positive = some[some > 0]
+    return max(1.0, float(np.quantile(positive, 0.05))) if len(positive) else 1.0
+
+
 def mask_saturated(volume: DiffractionVolume, limit: float | None = None) -> DiffractionVolume:
     """Take out voxels at or above the detector's limit.
 
@@ -109,8 +120,9 @@ def mask_gaps(volume: DiffractionVolume) -> DiffractionVolume:
     """
     total, measured = _total(volume.intensity, volume.valid)
     empty = measured & (total == 0)
-    silent = _silent_lines(total, measured) | _silent_lines(total.T, measured.T).T
-    silent |= _silent_patches(total, empty & ~silent)
+    enough = SILENT * counting_unit(volume)
+    silent = _silent_lines(total, measured, enough) | _silent_lines(total.T, measured.T, enough).T
+    silent |= _silent_patches(total, empty & ~silent, enough)
     return mask_voxels(volume, silent, "mask_gaps", pixels=int(np.count_nonzero(silent)))
 
 
@@ -131,16 +143,17 @@ def mask_hot_pixels(
     ratio, sigmas
         By which factor, and by how many standard deviations of Poisson counts, a pixel must be out of line.
     """
+    unit = counting_unit(volume)
     sparks = np.zeros(volume.intensity.shape, np.bool_)
     for spark, frame, valid in zip(sparks, volume.intensity, volume.valid, strict=True):
-        spark |= _stands_out(np.where(valid, frame, 0), ratio, sigmas)
+        spark |= _stands_out(np.where(valid, frame, 0), ratio, sigmas, unit)
     trusted = volume.valid & ~sparks
     totals = np.array([frame.sum(dtype=np.float64) for frame in volume.intensity])
     quiet, _ = _total(volume.intensity, trusted, np.flatnonzero(totals <= np.median(totals)))
     everything, measured = _total(volume.intensity, trusted)
-    hot = _stands_out(quiet, ratio, sigmas) | (sparks.mean(axis=0) > OFTEN)
+    hot = _stands_out(quiet, ratio, sigmas, unit) | (sparks.mean(axis=0) > OFTEN)
     third_darkest = ndimage.rank_filter(everything, 2, footprint=_AROUND, mode="mirror")
-    dead = measured & _exceeds(third_darkest, everything, ratio, sigmas)
+    dead = measured & _exceeds(third_darkest, everything, ratio, sigmas, unit)
     return mask_voxels(
         volume,
         sparks | hot | dead,
@@ -149,6 +162,7 @@ def mask_hot_pixels(
         dead_pixels=int(np.count_nonzero(dead)),
         ratio=ratio,
         sigmas=sigmas,
+        counting_unit=unit,
     )
 
 
@@ -165,22 +179,22 @@ _AROUND[_REACH, _REACH] = False
 
 
 def _exceeds(
-    value: NDArray[np.floating], other: NDArray[np.floating], ratio: float, sigmas: float
+    value: NDArray[np.floating], other: NDArray[np.floating], ratio: float, sigmas: float, unit: float
 ) -> NDArray[np.bool_]:
-    """Where Poisson counts exceed others by a factor, and beyond chance."""
-    return value > ratio * other + sigmas * np.sqrt(other + 1)
+    """Where Poisson counts, one being ``unit``, exceed others by a factor, and beyond chance."""
+    return value > ratio * other + sigmas * np.sqrt(unit * (other + unit))
 
 
-def _stands_out(frame: NDArray[np.floating], ratio: float, sigmas: float) -> NDArray[np.bool_]:
+def _stands_out(frame: NDArray[np.floating], ratio: float, sigmas: float, unit: float) -> NDArray[np.bool_]:
     """Where a pixel stands out above the third brightest of the 24 around it."""
     # The third brightest of 24 is at least the third brightest of four: a quick test, few are left.
-    rows, columns = np.nonzero(_exceeds(frame, second_smallest_neighbour(frame), ratio, sigmas))
+    rows, columns = np.nonzero(_exceeds(frame, second_smallest_neighbour(frame), ratio, sigmas, unit))
     found = np.zeros(frame.shape, np.bool_)
     if len(rows):
         padded = np.pad(frame, _REACH, mode="reflect")
         around = [padded[rows + i, columns + j] for i, j in np.argwhere(_AROUND)]
         third = np.partition(around, -3, axis=0)[-3]
-        found[rows, columns] = _exceeds(frame[rows, columns], third, ratio, sigmas)
+        found[rows, columns] = _exceeds(frame[rows, columns], third, ratio, sigmas, unit)
     return found
 
 
@@ -197,19 +211,21 @@ def _total(
     return np.divide(total * len(slices), times, out=np.zeros_like(total), where=measured), measured
 
 
-def _silent_lines(total: NDArray[np.float64], measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _silent_lines(
+    total: NDArray[np.float64], measured: NDArray[np.bool_], enough: float
+) -> NDArray[np.bool_]:
     """Rows without a count that lie between counting ones; bool, the frame's shape."""
     sums = total.sum(axis=1)
     counting = np.flatnonzero(sums > 0)
     silent = np.zeros(total.shape, np.bool_)
     for row in np.flatnonzero((sums == 0) & measured.any(axis=1)):
         below, above = counting[counting < row], counting[counting > row]
-        if len(below) and len(above) and min(sums[below[-1]], sums[above[0]]) >= SILENT:
+        if len(below) and len(above) and min(sums[below[-1]], sums[above[0]]) >= enough:
             silent[row] = True
     return silent
 
 
-def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_], enough: float) -> NDArray[np.bool_]:
     """Patches without a count whose surroundings, all around, count."""
     labels = connected(empty)
     silent = np.zeros(total.shape, np.bool_)
@@ -218,6 +234,6 @@ def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_]) -> NDA
         patch = labels[box] == label
         around = total[box][ndimage.binary_dilation(patch, np.ones((3, 3))) & ~patch]
         # The surroundings' darkest tenth, since a hole in sparse counts always has some bright neighbours.
-        if np.quantile(around, 0.1) * min(np.count_nonzero(patch), 10) >= SILENT:
+        if np.quantile(around, 0.1) * min(np.count_nonzero(patch), 10) >= enough:
             silent[box] |= patch
     return silent

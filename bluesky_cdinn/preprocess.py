@@ -47,6 +47,8 @@ BLOCK = 16
 FLATNESS = 1.5
 # Background has no fringes: this much of the squared mean may its variance exceed the Poisson one.
 FRINGES = 0.1
+# Numbers whose variance is less than this part of their mean are no counts: normalised, or noise-free.
+POISSON = 0.8
 
 
 def prepare(
@@ -228,7 +230,7 @@ def estimate_background(volume: DiffractionVolume) -> float:
     darkest = order[: len(means) // 10 + 1]
     voxels, mean = times[enough][darkest].sum(), means[darkest].mean()
     dispersion = (squares[enough] / times[enough] - means**2)[darkest].mean() / mean
-    if dispersion > 1 + FRINGES * mean + 3 * np.sqrt(2 / voxels):
+    if not POISSON < dispersion < 1 + FRINGES * mean + 3 * np.sqrt(2 / voxels):
         return 0.0
     return float(first)
 

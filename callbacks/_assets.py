@@ -102,8 +102,8 @@ def stream_frames(
     frames = len(indices) * rows
     if indices.start < 0 or not 0 < len(events) <= frames <= MAX_FRAMES or len(indices) % len(events):
         raise InvalidInput(
-            f"a stream_datum must cover a whole number of indices for each event, from 0 on, and {MAX_FRAMES} "
-            f"frames at most, got the indices {indices} for {len(events)} events"
+            "a stream_datum must cover a whole number of indices for each event, from 0 on, "
+            f"and {MAX_FRAMES} frames at most, got the indices {indices} for {len(events)} events"
         )
     step = rows * (len(indices) // len(events))
     return {

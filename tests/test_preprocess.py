@@ -89,6 +89,23 @@ def test_a_peak_at_the_edge_of_the_detector_is_not_lost(phase):
     assert prepare(measured(expected)).valid.all()
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 37.0, 1e4])
+def test_a_peak_in_other_units_than_counts_is_not_lost(scale):
+    for seed, background in enumerate([0.0, 0.05, 3.0]):
+        counts = measured(crystal(seed, 48, 2.5, 3.0, 1e5) + background)
+        volume = prepare(replaced(counts, counts.intensity * scale))
+        assert volume.valid.all()
+        assert steps(volume)["subtract_background"]["level"] <= background * scale * 1.2
+
+
+def test_a_simulation_without_noise_is_left_as_it_is():
+    expected = crystal(2, 48, 2.5, 3.0, 1e5)
+    volume = replaced(measured(expected), expected)
+    prepared = prepare(volume)
+    assert prepared.valid.all()
+    np.testing.assert_array_equal(prepared.intensity, volume.intensity)
+
+
 def test_the_peak_is_found_where_it_is():
     for seed, shift in enumerate([(0, 0, 0), (5, -7, 9), (-12, 3, 0)]):
         expected = crystal(seed, 48, 2.5, 2.0, 1e5, shift)
