@@ -12,6 +12,7 @@ from typing import Any
 from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.writing.tiled_writer import MAX_ARRAY_SIZE
 
+from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.documents import Document
 from bluesky_cdinn.errors import StoreUnavailable
 from bluesky_cdinn.spool import (
@@ -121,6 +122,7 @@ class Delivery:
         if self._failures[run.uid] >= _ATTEMPTS:
             logger.error("Tiled refused run %s %d times; it stays in %s", run.uid, _ATTEMPTS, run.path)
             run.reject()
+            return True
         return False
 
 
@@ -138,10 +140,11 @@ def deliver(container: Any, uid: str, documents: Iterable[Document], *, every_ar
     every_array
         Store small arrays as arrays too, rather than in the table of events, which keeps no shape.
     """
-    if uid in container:
-        if "stop" in container[uid].metadata:
+    runs = plain_client(container)
+    if uid in runs:
+        if "stop" in runs[uid].metadata:
             return
-        container.base.delete_contents([uid], recursive=True, external_only=False)
+        runs.delete_contents([uid], recursive=True, external_only=False)
     writer = TiledWriter(container, max_array_size=0 if every_array else MAX_ARRAY_SIZE)
     for name, document in documents:
         writer(name, document)

@@ -16,6 +16,7 @@ from event_model import ComposeDescriptorBundle, compose_run
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.records import Reconstruction, Status
 
@@ -120,9 +121,10 @@ def reconstruction_from_run(run: Any) -> Reconstruction:
         The run is not that of a reconstruction.
     """
     data = {}
-    if STREAM in run.base:
-        stored = run.base[STREAM].base
-        data = {name: stored[name].read()[0] for name in _ARRAYS if name in set(stored)}
+    streams = plain_client(run)
+    if STREAM in streams:
+        stored = streams[STREAM]
+        data = {name: client.read()[0] for name, client in stored.items() if name in _ARRAYS}
     return _reconstruction(run.metadata["start"], data)
 
 

@@ -93,21 +93,26 @@ class EmbeddedServer:
         """
         with self._lock:
             deadline = time.monotonic() + _START_TIMEOUT_S
+            started = False
             while time.monotonic() < deadline:
                 found = self._published()
                 if found is not None and found.answers():
                     return found
-                self._start_if_none()
+                if not self._is_running():
+                    code = self._owned.pop().returncode if self._owned else None
+                    if started and code not in (0, ALREADY_SERVED):
+                        raise StoreUnavailable(f"{self._name} ended with code {code}; its log is {self._log}")
+                    self._owned.append(self._start())
+                    started = True
                 time.sleep(0.1)
         raise StoreUnavailable(
-            f"the embedded Tiled server on {self.directory} didn't answer within {_START_TIMEOUT_S:g} s; "
-            f"its log is {self.directory / 'server.log'}"
+            f"{self._name} didn't answer within {_START_TIMEOUT_S:g} s; its log is {self._log}"
         )
 
     @property
     def pid(self) -> int | None:
         """Of the server, where this object started it."""
-        return self._owned[0].pid if self._owned and self._owned[0].poll() is None else None
+        return self._owned[0].pid if self._is_running() else None
 
     def close(self) -> None:
         """Stop the server if this object started it; a later `address` starts it again."""
@@ -119,29 +124,28 @@ class EmbeddedServer:
             return Address(said["uri"], said["api_key"])
         return None
 
-    def _start_if_none(self) -> None:
-        if self._owned:
-            code = self._owned[0].poll()
-            if code is None:
-                return
-            self._owned.clear()
-            if code not in (0, ALREADY_SERVED):
-                raise StoreUnavailable(
-                    f"the embedded Tiled server on {self.directory} ended with code {code}; "
-                    f"its log is {self.directory / 'server.log'}"
-                )
+    @property
+    def _name(self) -> str:
+        return f"the embedded Tiled server on {self.directory}"
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "server.log"
+
+    def _is_running(self) -> bool:
+        return bool(self._owned) and self._owned[0].poll() is None
+
+    def _start(self) -> subprocess.Popen[bytes]:
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "bluesky_cdinn.tiled_main", str(self.directory)]
         command += ["--port", str(self._port)]
         for folder in self._readable:
             command += ["--readable", str(folder)]
-        logger.info("starting the embedded Tiled server on %s", self.directory)
-        with (self.directory / "server.log").open("ab") as log:
+        logger.info("starting %s", self._name)
+        with self._log.open("ab") as log:
             # A session of its own: Ctrl-C at the prompt must not stop the server.
-            self._owned.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-                )
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
 
 

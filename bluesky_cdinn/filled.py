@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.documents import Document
 
 logger = logging.getLogger(__name__)
@@ -33,16 +34,15 @@ def filled_documents(run: Any) -> Iterator[Document]:
     """
     start = dict(run.metadata["start"])
     yield "start", start
-    node = run.base.include_data_sources()
-    for name in node:
-        yield from _stream_documents(name, node[name].base, start["uid"])
+    for name, stream in plain_client(run).include_data_sources().items():
+        yield from _stream_documents(name, stream, start["uid"])
     if run.metadata.get("stop"):
         yield "stop", dict(run.metadata["stop"])
 
 
 def _stream_documents(name: str, stream: Any, run_uid: str) -> Iterator[Document]:
     described = stream.metadata["data_keys"]
-    parts = {part: stream[part] for part in stream}
+    parts = dict(stream.items())
     table = parts.pop("internal").read() if "internal" in parts else None
     arrays = {key: part for key, part in parts.items() if key in described}
     local = {key: source for key, array in arrays.items() if (source := _local_file(array)) is not None}

@@ -88,10 +88,13 @@ class RunJournal:
                 f"a run's uid must be made of letters, digits, '.', ':' and '-', got {start['uid']!r}"
             )
         self._path = spool / (name + _GROWING)
-        self._path.mkdir(parents=True)
         self._arrays = 0
-        self._lines: IO[str] = (self._path / _DOCUMENTS).open("w")
+        # Under a name that nobody looks for until it is locked, lest it be taken for abandoned.
+        unlocked = spool / f".{name}"
+        unlocked.mkdir(parents=True)
+        self._lines: IO[str] = (unlocked / _DOCUMENTS).open("w")
         fcntl.flock(self._lines, fcntl.LOCK_EX)
+        unlocked.rename(self._path)
         self.append("start", start)
 
     def append(self, name: str, document: Mapping[str, Any]) -> None:

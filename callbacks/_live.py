@@ -82,7 +82,7 @@ class LiveReconstruction:
         try:
             self._router(name, doc)
         except Exception:
-            logger.exception("a %s document could not be understood; the scan goes on", name)
+            logger.exception("a document (%s) could not be understood; the scan goes on", name)
 
     def result(self, raw_uid: str) -> Future[ReconstructionSummary]:
         """Return the result to come of a scan; it exists once the start document was seen.
