@@ -12,15 +12,13 @@ from bluesky.utils import MsgGenerator, get_hinted_fields
 from numpy.typing import NDArray
 
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.plans._protocols import KnowsExperiment, ReadableMovable
+from bluesky_cdinn.plans._exposure import Exposures, find_exposures
+from bluesky_cdinn.plans._protocols import KnowsExperiment
 
 FloatArray = NDArray[np.float64]
 
 LEAST_POINTS = 3
 """A curve of fewer points has no width."""
-
-EXPOSURE_SIGNALS = ("count_time", "cam.acquire_time", "driver.acquire_time", "acquire_time", "exposure_time")
-"""Where a detector's exposure is looked for, in this order."""
 
 
 def rocking_scan(
@@ -63,11 +61,6 @@ def rocking_scan(
     md : dict, optional
         More metadata for the start document.
 
-    Yields
-    ------
-    Msg
-        To the RunEngine.
-
     Returns
     -------
     str
@@ -83,32 +76,26 @@ def rocking_scan(
     >>> RE(rocking_scan(det, theta, -0.3, 0.3, 61, count_time=1.0, cdi={"sample": "gold 7"}))
     """
     devices = as_list(detectors)
-    angles = _there_and_back(_angles(start, stop, num), repeats)
-    signals: list[ReadableMovable] = []
-    exposures = None
-    if count_time is not None:
-        exposures = _there_and_back(_exposures(count_time, num), repeats)
-        signals = _exposure_signals(devices)
-    metadata = _metadata(devices, motor, len(angles), cdi or {}, md or {})
-    metadata.setdefault(
-        "plan_args",
-        {
-            "detectors": list(map(repr, devices)),
-            "motor": repr(motor),
-            "start": start,
-            "stop": stop,
-            "num": num,
-            "count_time": count_time if count_time is None else np.asarray(count_time, float).tolist(),
-            "relative": relative,
-            "repeats": repeats,
-        },
-    )
+    angles = _angles(start, stop, num)
+    exposures = find_exposures(devices, count_time, len(angles))
+    order = _there_and_back(len(angles), repeats)
+    plan_args = {
+        "detectors": list(map(repr, devices)),
+        "motor": repr(motor),
+        "start": float(start),
+        "stop": float(stop),
+        "num": len(angles),
+        "count_time": count_time if count_time is None else np.asarray(count_time, float).tolist(),
+        "relative": bool(relative),
+        "repeats": int(repeats),
+    }
+    metadata = _metadata(devices, motor, len(order), plan_args, cdi or {}, md or {})
     if not relative:
         _check_limits(motor, angles)
-        return (yield from _measure(devices, motor, angles, signals, exposures, metadata))
+        return (yield from _measure(devices, motor, angles, exposures, order, metadata))
     origin = yield from _position(motor)
     _check_limits(motor, angles + origin)
-    scan = _measure(devices, motor, angles + origin, signals, exposures, metadata)
+    scan = _measure(devices, motor, angles + origin, exposures, order, metadata)
     return (yield from bpp.finalize_wrapper(scan, lambda: bps.mv(motor, origin)))
 
 
@@ -116,42 +103,25 @@ def _measure(
     devices: Sequence[Readable],
     motor: Movable,
     angles: FloatArray,
-    signals: Sequence[ReadableMovable],
-    exposures: FloatArray | None,
+    exposures: Exposures,
+    order: Sequence[int],
     metadata: dict[str, Any],
 ) -> MsgGenerator[str]:
-    """Take one frame at each angle; exposures that vary are read with each point."""
-    varied = exposures is not None and np.ptp(exposures) > 0
-    if exposures is not None:
-        yield from bps.mv(*_each(signals, exposures[0]))
-    read = [*devices, motor, *(map(_OnItsOwn, signals) if varied else ())]
+    """Take one frame at each angle, in the order given."""
+    if exposures.signals:
+        yield from bps.mv(*exposures.settings(order[0]))
+    read = [*devices, motor, *exposures.readables()]
 
     @bpp.stage_decorator([*devices, motor])
     @bpp.run_decorator(md=metadata)
     def run() -> MsgGenerator[None]:
-        for index, angle in enumerate(angles):
-            exposure = _each(signals, exposures[index]) if exposures is not None and varied else []
+        for point in order:
+            exposure = exposures.settings(point) if exposures.varied else []
             yield from bps.checkpoint()
-            yield from bps.mv(motor, float(angle), *exposure)
+            yield from bps.mv(motor, float(angles[point]), *exposure)
             yield from bps.trigger_and_read(read)
 
     return (yield from run())  # pyright: ignore[reportReturnType] - the decorator returns the run's uid
-
-
-def _each(signals: Sequence[ReadableMovable], value: float) -> list[Any]:
-    """Return arguments of `bluesky.plan_stubs.mv` that set every signal to one value."""
-    return [item for signal in signals for item in (signal, float(value))]
-
-
-class _OnItsOwn:
-    """A detector's signal that is read beside its detector; bluesky would take it for read already."""
-
-    parent = None
-
-    def __init__(self, signal: ReadableMovable) -> None:
-        self.name = signal.name
-        self.read = signal.read
-        self.describe = signal.describe
 
 
 def as_list(detectors: Readable | Sequence[Readable]) -> list[Readable]:
@@ -170,43 +140,12 @@ def _angles(start: float, stop: float, num: int) -> FloatArray:
     return np.linspace(start, stop, int(num))
 
 
-def _exposures(count_time: float | Sequence[float], num: int) -> FloatArray:
-    times = np.asarray(count_time, dtype=float)
-    if times.shape not in ((), (int(num),)):
-        raise InvalidInput(
-            f"count_time must be one number, or one for each of the {num} angles, got shape {times.shape}"
-        )
-    if not (np.isfinite(times) & (times > 0)).all():
-        raise InvalidInput(f"count_time must be positive, in s, got {count_time}")
-    return np.broadcast_to(times, int(num))
-
-
-def _there_and_back(values: FloatArray, repeats: int) -> FloatArray:
-    """Repeat values, every other time backwards."""
+def _there_and_back(num: int, repeats: int) -> list[int]:
+    """Return indices of points: upwards, and every other time downwards."""
     if not float(repeats).is_integer() or repeats < 1:
         raise InvalidInput(f"repeats must be a whole number, at least 1, got {repeats}")
-    return np.concatenate([values[:: -1 if turn % 2 else 1] for turn in range(int(repeats))])
-
-
-def _exposure_signals(devices: Sequence[Readable]) -> list[ReadableMovable]:
-    """Return the exposure signal of every detector that has one."""
-    found = [signal for device in devices if (signal := _exposure_signal(device)) is not None]
-    if not found:
-        raise InvalidInput(
-            f"count_time needs a detector with one of {', '.join(EXPOSURE_SIGNALS)}; "
-            f"{', '.join(device.name for device in devices)} has none: leave count_time out"
-        )
-    return found
-
-
-def _exposure_signal(device: Readable) -> ReadableMovable | None:
-    for path in EXPOSURE_SIGNALS:
-        signal: Any = device
-        for attribute in path.split("."):
-            signal = getattr(signal, attribute, None)
-        if isinstance(signal, ReadableMovable):
-            return signal
-    return None
+    upwards = list(range(num))
+    return [point for turn in range(int(repeats)) for point in upwards[:: -1 if turn % 2 else 1]]
 
 
 def _check_limits(motor: Movable, angles: FloatArray) -> None:
@@ -235,6 +174,7 @@ def _metadata(
     devices: Sequence[Readable],
     motor: Movable,
     points: int,
+    plan_args: Mapping[str, Any],
     cdi: Mapping[str, Any],
     md: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -253,6 +193,7 @@ def _metadata(
         "motors": [name],
         "num_points": points,
         "num_intervals": points - 1,
+        "plan_args": plan_args,
         **md,
         "hints": {"dimensions": [(get_hinted_fields(motor), "primary")], **md.get("hints", {})},
         "cdi": {**known, **md.get("cdi", {}), **cdi},

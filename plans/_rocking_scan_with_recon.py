@@ -70,11 +70,6 @@ def rocking_scan_with_recon(
     on_failure : {"return", "raise"}, optional
         Whether a reconstruction that failed is returned, or raises.
 
-    Yields
-    ------
-    Msg
-        To the RunEngine.
-
     Returns
     -------
     ReconstructionSummary
