@@ -1,0 +1,346 @@
+"""The main path: a diffraction volume in, a crystal out. Start reading here.
+
+The volume is centred on its peak; a few independent starts are phased on its central, coarse part; two
+that agree go up level by level to the full grid; the better is fitted to the end, judged on voxels that
+no fit saw, and given its physical meaning.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import bluesky_cdinn
+from bluesky_cdinn import phasing, quality
+from bluesky_cdinn.errors import Cancelled, IncompleteScan, InvalidInput, MissingMetadata
+from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre, to_corner
+from bluesky_cdinn.geometry import volume_bases
+from bluesky_cdinn.grid import coarse_levels, held_out_voxels, signal_window
+from bluesky_cdinn.peak import find_peak
+from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
+from bluesky_cdinn.records import DiffractionVolume, Progress, Reconstruction, RockingCurve
+from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.settings import ReconstructionOptions
+from bluesky_cdinn.starts import start_named
+from bluesky_cdinn.strain import strain_field
+from bluesky_cdinn.support import autocorrelation_support
+from bluesky_cdinn.volume import assemble, load_frames
+
+# Of the valid voxels, kept from the fit to judge it; outside the core, whose loss would cost too much.
+HELD_OUT, CORE = 0.02, 0.15
+# How many of the starts that agree are taken to the full grid; two suffice to compare.
+FINALISTS = 2
+# Fewer slices or counts than this hold no crystal.
+FEWEST_SLICES, FEWEST_COUNTS = 8, 500
+# Share of the whole that is done when a stage ends; the first object takes about half of it.
+ENDS = {"prepare": 0.03, "starts": 0.5, "projections": 0.75, "polish": 0.9, "judge": 0.97, "strain": 1.0}
+
+Report = Callable[[Progress], None]
+Cancel = Callable[[], bool]
+
+
+def reconstruct_curve(
+    curve: RockingCurve,
+    options: ReconstructionOptions | None = None,
+    *,
+    progress: Report | None = None,
+    cancelled: Cancel | None = None,
+) -> Reconstruction:
+    """Reconstruct the crystal that a rocking curve shows.
+
+    Parameters
+    ----------
+    curve
+        As assembled from documents; its frames are read here where they lie in files.
+    options
+        What the result depends on beside the data; the defaults where not given.
+    progress
+        Called after every iteration.
+    cancelled
+        Asked after every iteration; once it says True the work ends.
+
+    Raises
+    ------
+    IncompleteScan
+        Too few slices or counts to hold a crystal.
+    InvalidInput
+        Frames or fields that can't be used; the message says which.
+    Cancelled
+        On request.
+    """
+    options = options or ReconstructionOptions()
+    curve = load_frames(curve)
+    measured = assemble(curve)
+    slices = int(measured.valid.any(axis=(1, 2)).sum())
+    if slices < FEWEST_SLICES:
+        raise IncompleteScan(
+            f"at least {FEWEST_SLICES} rocking angles are required, the scan has {slices}; "
+            f"it ended with exit status {curve.exit_status!r}"
+        )
+    clean = prepare(measured, **detector_fields(curve))
+    volume = crop_around_peak(clean, options.max_shape or signal_window(clean.intensity, find_peak(clean)))
+    result = reconstruct(volume, options, progress=progress, cancelled=cancelled)
+    return replace(
+        result,
+        raw_uid=curve.raw_uid,
+        scan_id=curve.scan_id,
+        metadata=curve.metadata,
+        parameters={**result.parameters, "missing_metadata": list(curve.missing)},
+    )
+
+
+def reconstruct(
+    volume: DiffractionVolume,
+    options: ReconstructionOptions | None = None,
+    *,
+    progress: Report | None = None,
+    cancelled: Cancel | None = None,
+) -> Reconstruction:
+    """Reconstruct the crystal behind a diffraction volume.
+
+    Parameters
+    ----------
+    volume
+        Any shape, the peak anywhere; voxels that are not valid are free.
+    options, progress, cancelled
+        As in `reconstruct_curve`.
+
+    Returns
+    -------
+    Reconstruction
+        Its density lies on the volume's own grid: ``abs(propagate(density))**2`` compares with the intensity.
+
+    Raises
+    ------
+    InvalidInput
+        If the volume holds no peak.
+    Cancelled
+        On request.
+    """
+    options = options or ReconstructionOptions()
+    watch = _Watch(progress, cancelled)
+    device = choose_device(options.device)
+    torch.set_num_threads(options.threads)
+    with torch.inference_mode():
+        with watch.stage("prepare"):
+            centred, roll = centre_peak(volume)
+            problem, free = pose(centred, options, device)
+        objects, agreement = solve(problem, options, watch)
+        with watch.stage("judge"):
+            numbers = judge(objects, centred, free, agreement)
+    density, support = quality.canonical(
+        to_centre(objects.density[0]).cpu().numpy(), to_centre(objects.support[0]).cpu().numpy() > 0
+    )
+    support &= quality.half_level_support(density)
+    with watch.stage("strain"):
+        physical = physical_result(centred, density, support, numbers.pop("resolved", None))
+    if any(roll):
+        # Back to where the peak was: a shift of the pattern is a ramp of the object's phase.
+        density = density * quality.ramp(density.shape, [-r for r in roll])
+    transfer = numbers.pop("transfer", None)
+    chi2, free_llk, confidence = (numbers.pop(name) for name in ("chi2", "free_llk", "confidence"))
+    scalars = {**{k: float(v) for k, v in numbers.items()}, **physical.pop("scalars", {})}
+    return Reconstruction(
+        density=density,
+        support=support,
+        chi2=chi2,
+        free_llk=free_llk,
+        confidence=confidence,
+        seconds=watch.seconds,
+        cpu_s=watch.cpu_s,
+        timings_s=watch.timings,
+        scalars=scalars,
+        resolution_curve=transfer,
+        progress=np.asarray(watch.chi2, dtype=np.float32),
+        parameters=parameters(options, problem, device),
+        history=(*volume.history, {"step": "reconstruct", "roll": list(roll)}),
+        **physical,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" takes a GPU where there is one.
+
+    Raises
+    ------
+    InvalidInput
+        If torch knows no such device, or it isn't there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as err:
+        raise InvalidInput(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from err
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput(f"device {name!r} was asked for, and torch sees no GPU here: use 'auto' or 'cpu'")
+    return device
+
+
+def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int, ...]]:
+    """Return the volume rolled so that its peak lies at n // 2, and by how much.
+
+    The transform is periodic, so that rolling is exact; voxels that cross the edge stay what they were.
+    """
+    counts = float(volume.intensity[volume.valid].sum())
+    if not counts >= FEWEST_COUNTS or min(volume.intensity.shape) < FEWEST_SLICES:
+        raise InvalidInput(
+            f"a diffraction volume must have at least {FEWEST_SLICES} voxels a side and {FEWEST_COUNTS} "
+            f"valid counts, got shape {volume.intensity.shape} and {counts:.0f} counts"
+        )
+    roll = tuple(n // 2 - round(p) for n, p in zip(volume.intensity.shape, find_peak(volume), strict=True))
+    if not any(roll):
+        return volume, roll
+    first, row, column = (w - r for w, r in zip(volume.window, roll, strict=True))
+    rolled = replace(
+        volume,
+        intensity=np.roll(volume.intensity, roll, axis=quality.AXES),
+        valid=np.roll(volume.valid, roll, axis=quality.AXES),
+        window=(first, row, column),
+    )
+    return rolled, roll
+
+
+def pose(
+    volume: DiffractionVolume, options: ReconstructionOptions, device: torch.device
+) -> tuple[phasing.Problem, NDArray[np.bool_]]:
+    """Return the volume as a phase problem, and which of its voxels were held out of it."""
+    free = held_out_voxels(volume.valid, HELD_OUT, CORE, np.random.default_rng(options.seed))
+    magnitude = torch.from_numpy(np.sqrt(np.where(volume.valid, volume.intensity.clip(0), 0))).to(device)
+    fitted = torch.from_numpy(volume.valid & ~free).to(device)
+    box = to_centre(autocorrelation_support(to_corner(magnitude).square())).cpu().numpy()
+    extent = [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
+    levels = coarse_levels(volume.intensity.shape, extent)
+    return phasing.Problem(Measurement(to_corner(magnitude), to_corner(fitted)), levels), free
+
+
+def solve(problem: phasing.Problem, options: ReconstructionOptions, watch: "_Watch") -> tuple[Objects, float]:
+    """Return objects on the full grid, the best first, and how well the starts agree."""
+    generator = torch.Generator().manual_seed(options.seed)
+    start = start_named(options.start)
+    if not options.refine:
+        with watch.stage("starts"):
+            return start(problem.measurement, 1, generator), float("nan")
+    with watch.stage("starts"):
+        objects, agreement = phasing.search(problem, start, options.starts, generator, watch)
+        objects = objects.keep(torch.arange(min(FINALISTS, options.starts)))
+    with watch.stage("projections"):
+        for level in problem.levels[1:]:
+            objects = phasing.climb(objects, problem, level, watch)
+    with watch.stage("polish"):
+        objects = phasing.polish(objects, problem.measurement, watch)
+    return objects.keep(objects.chi2.argsort()), agreement
+
+
+def judge(
+    objects: Objects, volume: DiffractionVolume, free: NDArray[np.bool_], agreement: float
+) -> dict[str, Any]:
+    """Return chi2, free_llk, confidence and, from several objects, agreement, PRTF and resolution."""
+    densities = to_centre(objects.density)
+    counts = torch.from_numpy(volume.intensity).clamp_min(0).to(densities.device)
+    fields = propagate(densities[:1])
+    valid = torch.from_numpy(volume.valid).to(densities.device)
+    held_out = torch.from_numpy(free).to(densities.device)
+    numbers: dict[str, Any] = {
+        "chi2": float(amplitude_loss(fields, counts.sqrt(), valid)[0]),
+        "free_llk": float(poisson_deviance(fields.abs().square(), counts, held_out)[0]),
+    }
+    if len(densities) > 1:
+        first, *others = densities.cpu().numpy()
+        aligned = [first, *(quality.align(other, first) for other in others)]
+        numbers["transfer"] = quality.phase_retrieval_transfer(aligned)
+        numbers["resolved"] = quality.resolved_frequency(numbers["transfer"])
+        numbers["agreement"] = quality.similarity(aligned[1], first)
+        numbers["phase_spread_rad"] = quality.phase_difference(aligned[1], first)
+    elif np.isfinite(agreement):
+        numbers["agreement"] = agreement
+    numbers["confidence"] = quality.confidence(numbers.get("agreement"))
+    return numbers
+
+
+def physical_result(
+    volume: DiffractionVolume,
+    density: NDArray[np.complex64],
+    support: NDArray[np.bool_],
+    resolved: float | None,
+) -> dict[str, Any]:
+    """Return the fields of a `Reconstruction` that need the geometry: none of them without it."""
+    try:
+        reciprocal, direct, q_vector = volume_bases(volume)
+    except MissingMetadata:
+        return {}
+    if not support.any():
+        return {"direct_basis": direct, "reciprocal_basis": reciprocal, "q_vector": q_vector}
+    strained = strain_field(density, support, direct, q_vector)
+    scalars = dict(strained.scalars)
+    if resolved is not None:
+        # Half a period at the frequency where the starts part, in voxels of the volume's mean direct edge.
+        voxel_nm = abs(np.linalg.det(direct)) ** (1 / 3)
+        scalars["resolution_nm"] = float(voxel_nm / (2 * resolved))
+    return {
+        "direct_basis": direct,
+        "reciprocal_basis": reciprocal,
+        "q_vector": strained.q_vector,
+        "displacement": strained.displacement,
+        "strain": strained.strain,
+        "scalars": scalars,
+    }
+
+
+def parameters(
+    options: ReconstructionOptions, problem: phasing.Problem, device: torch.device
+) -> dict[str, Any]:
+    """Return everything that the result depends on beside the data."""
+    return {
+        **options.model_dump(mode="json"),
+        "device": str(device),
+        "levels": [list(level) for level in problem.levels],
+        "held_out": HELD_OUT,
+        "version": bluesky_cdinn.__version__,
+        "torch": torch.__version__,
+    }
+
+
+@dataclass
+class _Watch:
+    """Reports after each iteration, and ends the work when asked to."""
+
+    progress: Report | None
+    cancelled: Cancel | None
+    timings: dict[str, float] = field(default_factory=dict)
+    chi2: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    name: str = ""
+    fraction: float = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.name, wall, cpu = name, time.perf_counter(), time.process_time()
+        self._say()
+        yield
+        took = time.perf_counter() - wall
+        self.timings[name] = took
+        self.seconds += took
+        self.cpu_s += time.process_time() - cpu
+        self.fraction = ENDS[name]
+        self._say()
+
+    def __call__(self, objects: Objects) -> None:
+        best = objects.chi2.min()
+        self.chi2.append(float(best) if torch.isfinite(best) else float("nan"))
+        # Stages differ in length from case to case, so each closes on its end without reaching it.
+        self.fraction += (ENDS[self.name] - self.fraction) * 0.01
+        self._say()
+
+    def _say(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled(f"the reconstruction was stopped on request while at {self.name!r}")
+        if self.progress is not None:
+            last = self.chi2[-1] if self.chi2 else float("nan")
+            self.progress(Progress(self.name, self.fraction, last))
