@@ -24,6 +24,9 @@ from bluesky_cdinn.sim.stage import RockingStage
 
 logger = logging.getLogger(__name__)
 
+STOP_TIMEOUT_S = 30.0
+"""Computing one frame can't be interrupted; it takes much less."""
+
 
 class FrameSource(Protocol):
     """What a detector would see: a simulated diffraction experiment, or a recorded one."""
@@ -182,7 +185,8 @@ class SimulatedAreaDetector(Device):
                 return
             exposure.halted_with_success = success
             exposure.halted.set()
-        exposure.over.wait()
+        if not exposure.over.wait(timeout=STOP_TIMEOUT_S):
+            logger.error("%s: its exposure did not stop within %g s", self.name, STOP_TIMEOUT_S)
 
     def pause(self) -> None:
         """End the exposure under way; the plan, once resumed, goes back and triggers it again."""

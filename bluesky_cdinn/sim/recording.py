@@ -142,13 +142,18 @@ class Recording:
 
     @property
     def step_deg(self) -> float:
-        """Median distance of neighbouring angles, deg; 0 for a single frame."""
-        return float(np.median(np.diff(np.sort(self.angles_deg)))) if len(self.angles_deg) > 1 else 0.0
+        """Median distance of neighbouring angles, deg, repeated ones aside; 0 if all are the same."""
+        gaps = np.diff(np.sort(self.angles_deg))
+        # The readbacks of a repeated angle differ by much less than a step.
+        steps = gaps[gaps > 0.1 * gaps.max(initial=0.0)]
+        return float(np.median(steps)) if len(steps) else 0.0
 
     @property
     def scan_range(self) -> tuple[float, float, int]:
-        """(start, stop, num) of the plan that scans it again."""
-        return float(self.angles_deg[0]), float(self.angles_deg[-1]), len(self.angles_deg)
+        """(start, stop, num) of an even scan over all the angles, in the direction they were recorded."""
+        low, high = float(self.angles_deg.min()), float(self.angles_deg.max())
+        num = round((high - low) / self.step_deg) + 1 if self.step_deg else 1
+        return (low, high, num) if self.angles_deg[0] <= self.angles_deg[-1] else (high, low, num)
 
     @property
     def cdi(self) -> dict[str, Any]:

@@ -150,6 +150,30 @@ class TestLoading:
         assert "dark_file" not in recording.cdi
         assert "flat_file" in recording.cdi
 
+    @pytest.mark.parametrize(
+        ("order", "expected"),
+        [
+            (np.arange(POINTS), (-0.05, 0.05, POINTS)),
+            (np.arange(POINTS)[::-1], (0.05, -0.05, POINTS)),
+            (np.r_[0:POINTS, POINTS - 1 : -1 : -1], None),
+            (np.random.default_rng(3).permutation(POINTS), None),
+        ],
+        ids=["upwards", "downwards", "there and back", "shuffled"],
+    )
+    def test_an_even_scan_covers_any_order(self, tmp_path, order, expected):
+        jitter = np.random.default_rng(4).normal(0, 1e-4, len(order))
+        jitter[[ANGLES[order].argmin(), ANGLES[order].argmax()]] = 0
+        recording = load_recording(
+            write_npz(tmp_path), frames=FRAMES[order], angles_deg=ANGLES[order] + jitter
+        )
+        assert recording.step_deg == pytest.approx(0.01, rel=0.05)
+        start, stop, num = recording.scan_range
+        if expected is not None:
+            assert (start, stop, num) == pytest.approx(expected, abs=3e-4)
+        source = RecordedFrames(recording)
+        frames = [source.frame(angle, 1.0) for angle in np.linspace(min(start, stop), max(start, stop), num)]
+        np.testing.assert_array_equal(frames, FRAMES)
+
     def test_hdf5_frames_stay_in_the_file(self, tmp_path):
         path = write_hdf5(tmp_path)
         recording = load_recording(path)
