@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 
 import httpx
@@ -33,7 +34,7 @@ from bluesky_cdinn.filled import filled_documents
 from bluesky_cdinn.recorder import RunRecorder
 from bluesky_cdinn.records import Reconstruction
 from bluesky_cdinn.settings import Settings, TiledSettings
-from bluesky_cdinn.spool import Kind, RunJournal, find_spooled
+from bluesky_cdinn.spool import Kind, RunJournal
 from bluesky_cdinn.summary import ReconstructionSummary
 
 logger = logging.getLogger(__name__)
@@ -109,26 +110,25 @@ class Catalog:
         self.start()
         with self._lock:
             if self._recorder is None:
-                self._recorder = RunRecorder(self._spool, "raw", lambda _: self._delivery.wake())
+                self._recorder = RunRecorder(self._spool, "raw", partial(_on_recorded, self._delivery))
             return self._recorder
 
     def store(self, reconstruction: Reconstruction) -> str:
-        """Write a reconstruction as a processed run and return its uid; Tiled gets it in the background.
-
-        Raises
-        ------
-        OSError
-            The spool can't be written.
-        """
+        """Write a reconstruction as a processed run and return its uid; Tiled gets it in the background."""
         return self.store_documents(reconstruction_documents(reconstruction))
 
     def store_documents(self, documents: Iterable[Document]) -> str:
         """Write the documents of one processed run, as `store` does."""
-        (_, start), *rest = documents
-        journal = RunJournal(self._spool, "processed", start)
-        for name, document in rest:
-            journal.append(name, document)
-        journal.complete()
+        documents = list(documents)
+        _, start = documents[0]
+        try:
+            journal = RunJournal(self._spool, "processed", start)
+            for name, document in documents[1:]:
+                journal.append(name, document)
+            journal.complete()
+        except OSError:
+            logger.exception("the spool %s can't be written; a result is kept in memory", self._spool)
+            self._delivery.hold("processed", documents)
         self._delivery.wake()
         return start["uid"]
 
@@ -222,10 +222,10 @@ class Catalog:
         NotFound
             No processed run has that uid.
         """
-        if (spooled := find_spooled(self._spool, "processed", uid)) is not None:
+        if (waiting := self._delivery.find("processed", uid)) is not None:
             # It may be delivered, and gone from here, in this very moment.
             with contextlib.suppress(FileNotFoundError):
-                return reconstruction_from_documents(spooled.documents())
+                return reconstruction_from_documents(waiting.documents())
         return reconstruction_from_run(self._run("processed", uid))
 
     def raw_documents(self, raw_uid: str) -> Iterator[Document]:
@@ -337,6 +337,12 @@ class _Connection:
 
     def _name(self) -> str:
         return str(self._settings.uri or self._settings.profile or self._settings.directory)
+
+
+def _on_recorded(delivery: Delivery, documents: list[Document] | None) -> None:
+    if documents is not None:
+        delivery.hold("raw", documents)
+    delivery.wake()
 
 
 def _timestamp(moment: Moment | None) -> float | None:

@@ -16,6 +16,7 @@ from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.documents import Document
 from bluesky_cdinn.errors import StoreUnavailable
 from bluesky_cdinn.spool import (
+    HeldRun,
     Kind,
     SpooledRun,
     recover_abandoned,
@@ -50,6 +51,7 @@ class Delivery:
         self._failures: Counter[str] = Counter()
         self._away = False
         self._connect = False
+        self._held: list[HeldRun] = []
         self._starting = threading.Lock()
         self.closed = False
         self._one_at_a_time = threading.Lock()
@@ -72,22 +74,36 @@ class Delivery:
                 self._thread.start()
         self._woken.set()
 
+    def hold(self, kind: Kind, documents: Iterable[Document]) -> None:
+        """Take a run that the spool doesn't take; it is in memory until Tiled has it."""
+        self._held.append(HeldRun(kind, documents, self._held))
+
+    def waiting(self) -> list[SpooledRun | HeldRun]:
+        """Return the runs that Tiled doesn't hold yet, oldest first."""
+        return [*spooled_runs(self._spool), *self._held]
+
+    def find(self, kind: Kind, uid: str) -> SpooledRun | HeldRun | None:
+        """Return the waiting run of that uid, or the only one whose uid begins so."""
+        found = [run for run in self.waiting() if run.kind == kind and run.uid.startswith(uid)]
+        return found[0] if len(found) == 1 else None
+
     def run_once(self) -> int:
         """Deliver what is there, in this thread; return how many runs still wait.
 
         Tiled being away is no error here; it is logged once.
         """
-        with self._one_at_a_time, sole_delivery(self._spool) as mine:
+        with self._one_at_a_time:
             if self._connect:
                 self._connect = False
                 with contextlib.suppress(StoreUnavailable):
                     self._container("raw")
-            if mine:
-                recover_abandoned(self._spool)
-                for run in spooled_runs(self._spool):
+            with sole_delivery(self._spool) as mine:
+                if mine:
+                    recover_abandoned(self._spool)
+                for run in self.waiting() if mine else list(self._held):
                     if not self._deliver(run):
                         break
-        return len(spooled_runs(self._spool))
+        return len(self.waiting())
 
     def close(self) -> None:
         """End the thread; what waits stays in the spool."""
@@ -95,8 +111,15 @@ class Delivery:
         self._woken.set()
         if self._thread is not None:
             self._thread.join(timeout=_CLOSE_TIMEOUT_S)
+        for run in self._held:
+            logger.critical(
+                "%s run %s is lost: the spool %s could not be written and Tiled is away",
+                run.kind,
+                run.uid,
+                self._spool,
+            )
 
-    def _deliver(self, run: SpooledRun) -> bool:
+    def _deliver(self, run: SpooledRun | HeldRun) -> bool:
         """Deliver one run; False when there is no use in trying the next."""
         try:
             deliver(self._container(run.kind), run.uid, run.documents(), every_array=run.kind == "processed")
@@ -114,13 +137,13 @@ class Delivery:
         run.remove()
         return True
 
-    def _put_off(self, run: SpooledRun) -> bool:
+    def _put_off(self, run: SpooledRun | HeldRun) -> bool:
         if not self._answers():
             return False
         # Tiled is there, so it is this run that it can't take: the others must not wait for ever.
         self._failures[run.uid] += 1
         if self._failures[run.uid] >= _ATTEMPTS:
-            logger.error("Tiled refused run %s %d times; it stays in %s", run.uid, _ATTEMPTS, run.path)
+            logger.error("Tiled refused run %s %d times; it is put aside", run.uid, _ATTEMPTS)
             run.reject()
             return True
         return False

@@ -8,19 +8,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bluesky_cdinn.spool import Kind, RunJournal, SpooledRun
+from bluesky_cdinn.documents import Document
+from bluesky_cdinn.spool import Kind, RunJournal
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 30.0
 
+OnComplete = Callable[[list[Document] | None], None]
+
 
 class RunRecorder:
     """Take documents from a RunEngine without ever holding it up or failing it.
 
-    What comes is queued and written into the spool by a thread; a run that has stopped is handed to
-    `on_complete`. Documents and their arrays must not change after they were emitted, which is the rule for
-    documents anyway.
+    What comes is queued and written into the spool by a thread. A run that the spool doesn't take, because
+    the disk is full or worse, is held in memory. Documents and their arrays must not change after they were
+    emitted, which is the rule for documents anyway.
 
     Parameters
     ----------
@@ -29,14 +32,14 @@ class RunRecorder:
     kind
         What the runs are.
     on_complete
-        Called in the recorder's thread.
+        Called in the recorder's thread after each run; with the documents of a run that is in memory only.
     """
 
-    def __init__(self, spool: Path, kind: Kind, on_complete: Callable[[SpooledRun], None]) -> None:
+    def __init__(self, spool: Path, kind: Kind, on_complete: OnComplete) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=_record,
-            args=(self._queue, _Journals(spool, kind, on_complete)),
+            args=(self._queue, _OpenRuns(spool, kind, on_complete)),
             name="cdinn-recorder",
             daemon=True,
         )
@@ -60,27 +63,57 @@ class RunRecorder:
         self._finalizer()
 
 
-class _Journals:
-    """The journals of the runs that are open, and which of them a document belongs to."""
+class _OpenRun:
+    """A run that is being measured: on disk, or in memory from the moment that the disk failed."""
 
-    def __init__(self, spool: Path, kind: Kind, on_complete: Callable[[SpooledRun], None]) -> None:
+    def __init__(self, spool: Path, kind: Kind, start: Mapping[str, Any]) -> None:
+        self._held: list[Document] | None = None
+        self._journal: RunJournal | None = None
+        try:
+            self._journal = RunJournal(spool, kind, start)
+        except OSError:
+            logger.exception("the spool %s can't be written; run %s is kept in memory", spool, start["uid"])
+            self._held = [("start", dict(start))]
+
+    def append(self, name: str, doc: Mapping[str, Any]) -> None:
+        if self._journal is not None:
+            try:
+                self._journal.append(name, doc)
+                return
+            except OSError:
+                logger.exception("the spool can't be written any more; the run is kept in memory")
+                self._held, self._journal = self._journal.withdraw(), None
+        assert self._held is not None
+        self._held.append((name, dict(doc)))
+
+    def complete(self) -> list[Document] | None:
+        """End the run; return its documents if they are nowhere else."""
+        if self._journal is not None:
+            self._journal.complete()
+        return self._held
+
+
+class _OpenRuns:
+    """The runs that are being measured, and which of them a document belongs to."""
+
+    def __init__(self, spool: Path, kind: Kind, on_complete: OnComplete) -> None:
         self._spool = spool
         self._kind: Kind = kind
         self._on_complete = on_complete
-        self._open: dict[str, RunJournal] = {}
+        self._open: dict[str, _OpenRun] = {}
         # Descriptor or resource -> run.
         self._owner: dict[str, str] = {}
 
     def write(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
-            self._open[doc["uid"]] = RunJournal(self._spool, self._kind, doc)
+            self._open[doc["uid"]] = _OpenRun(self._spool, self._kind, doc)
             return
         run = self._run_of(name, doc)
         self._open[run].append(name, doc)
         if name == "stop":
-            complete = self._open.pop(run).complete()
+            ended = self._open.pop(run)
             self._owner = {uid: owner for uid, owner in self._owner.items() if owner != run}
-            self._on_complete(complete)
+            self._on_complete(ended.complete())
 
     def _run_of(self, name: str, doc: Mapping[str, Any]) -> str:
         if "run_start" in doc:
@@ -90,14 +123,14 @@ class _Journals:
         return self._owner[doc["resource" if name in ("datum", "datum_page") else "descriptor"]]
 
 
-def _record(documents: queue.SimpleQueue[Any], journals: _Journals) -> None:
+def _record(documents: queue.SimpleQueue[Any], runs: _OpenRuns) -> None:
     while (item := documents.get()) is not None:
         if isinstance(item, threading.Event):
             item.set()
             continue
         name, doc = item
         try:
-            journals.write(name, doc)
+            runs.write(name, doc)
         except Exception:
             logger.exception("a %s document could not be recorded", name)
 

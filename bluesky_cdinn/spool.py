@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import IO, Any, Literal
 
@@ -74,6 +74,39 @@ class SpooledRun:
         self.path.rename(self.path.with_name(self.path.name + _REJECTED))
 
 
+class HeldRun:
+    """One whole run in memory, because the spool could not be written.
+
+    Parameters
+    ----------
+    kind
+        What it is.
+    documents
+        From start to stop.
+    among
+        The runs that are held; it removes itself from them.
+    """
+
+    def __init__(self, kind: Kind, documents: Iterable[Document], among: list["HeldRun"]) -> None:
+        self.kind: Kind = kind
+        self._documents = list(documents)
+        self.uid: str = self._documents[0][1]["uid"]
+        self._among = among
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents."""
+        return iter(self._documents)
+
+    def remove(self) -> None:
+        """Forget it: Tiled holds it now."""
+        self._among.remove(self)
+
+    def reject(self) -> None:
+        """Forget it though Tiled doesn't take it: there is nowhere left."""
+        logger.critical("%s run %s is lost: neither the spool nor Tiled takes it", self.kind, self.uid)
+        self._among.remove(self)
+
+
 class RunJournal:
     """Writes one run into the spool as its documents come.
 
@@ -110,6 +143,14 @@ class RunJournal:
         self._lines.close()
         return SpooledRun(final)
 
+    def withdraw(self) -> list[Document]:
+        """Give up writing this run: return what has been written, and remove it."""
+        written = list(SpooledRun(self._path).documents())
+        with contextlib.suppress(OSError):
+            self._lines.close()
+        shutil.rmtree(self._path, ignore_errors=True)
+        return written
+
     def _encode(self, value: Any) -> Any:
         if isinstance(value, np.ndarray) and value.dtype != object:
             name = f"{self._arrays:06d}.npy"
@@ -131,12 +172,6 @@ def spooled_runs(spool: Path) -> list[SpooledRun]:
         return []
     paths = sorted(path for path in spool.iterdir() if _NAME.match(path.name) and path.is_dir())
     return [SpooledRun(path) for path in paths if not path.name.endswith((_GROWING, _REJECTED))]
-
-
-def find_spooled(spool: Path, kind: Kind, uid: str) -> SpooledRun | None:
-    """Return the waiting run of that uid, or the only one whose uid begins so."""
-    found = [run for run in spooled_runs(spool) if run.kind == kind and run.uid.startswith(uid)]
-    return found[0] if len(found) == 1 else None
 
 
 def recover_abandoned(spool: Path) -> None:
@@ -173,8 +208,14 @@ def _end_abandoned(path: Path, lines: IO[str]) -> None:
 @contextlib.contextmanager
 def sole_delivery(spool: Path) -> Iterator[bool]:
     """Yield whether this thread, of all threads and processes, is the one that may deliver now."""
-    spool.mkdir(parents=True, exist_ok=True)
-    with (spool / ".lock").open("w") as lock:
+    try:
+        spool.mkdir(parents=True, exist_ok=True)
+        lock = (spool / ".lock").open("w")
+    except OSError as error:
+        logger.error("nothing can be spooled in %s: %s", spool, error)
+        yield False
+        return
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

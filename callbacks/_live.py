@@ -19,7 +19,7 @@ import numpy as np
 from bluesky_cdinn.callbacks._assembler import RockingCurveAssembler, is_rocking_curve
 from bluesky_cdinn.callbacks._router import RunRouter
 from bluesky_cdinn.catalog import Catalog, connect
-from bluesky_cdinn.documents import reconstruction_documents
+from bluesky_cdinn.documents import Document, reconstruction_documents
 from bluesky_cdinn.errors import CdinnError, NotFound
 from bluesky_cdinn.records import Reconstruction, Status
 from bluesky_cdinn.settings import Settings
@@ -297,18 +297,15 @@ class _Publisher:
         self._publish(scan, outcome)
 
     def _publish(self, scan: _Scan, outcome: Reconstruction) -> None:
+        documents: list[Document] = []
         try:
-            documents = list(reconstruction_documents(outcome))
-        except CdinnError as error:
-            documents = list(reconstruction_documents(_failure(scan, _reason(error))))
-        _, start = documents[0]
-        try:
+            documents = _documents(scan, outcome)
             self._catalog.store_documents(documents)
-            summary = ReconstructionSummary.from_start(start, self._catalog.load)
-        except OSError as error:
-            logger.exception("the reconstruction of run %s can't be written to the spool", scan.uid)
-            reason = f"the result could not be written down: {error}"
-            summary = ReconstructionSummary(raw_uid=scan.uid, status="failed", reason=reason)
+            summary = ReconstructionSummary.from_start(documents[0][1], self._catalog.load)
+        except Exception as error:
+            # Whoever waits for the result must get one.
+            logger.exception("the reconstruction of scan %s could not be stored", scan.uid)
+            summary = ReconstructionSummary(raw_uid=scan.uid, status="failed", reason=_reason(error))
         with self._lock:
             self._open.pop(scan, None)
         logger.info("%s", summary)
@@ -328,7 +325,14 @@ def _work(todo: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
         del step
 
 
-def _call(callback: ProcessedCallback, documents: list[tuple[str, dict[str, Any]]]) -> None:
+def _documents(scan: _Scan, outcome: Reconstruction) -> list[Document]:
+    try:
+        return list(reconstruction_documents(outcome))
+    except CdinnError as error:
+        return list(reconstruction_documents(_failure(scan, _reason(error))))
+
+
+def _call(callback: ProcessedCallback, documents: list[Document]) -> None:
     for name, document in documents:
         try:
             callback(name, document)
