@@ -25,6 +25,11 @@ SIGMAS = 10.0
 # A pixel that stands out in more than this part of the frames is hot in all.
 OFTEN = 0.2
 
+# Part of the frames that a pixel's floor is the sum of, and by which factor that may differ. The floor is far
+# smoother from pixel to pixel than the peak.
+FLOOR_SHARE = 0.25
+FLOOR_RATIO = 4.0
+
 # Counts that neighbours of a gap must have for the gap's silence to be no accident.
 SILENT = 30.0
 
@@ -134,7 +139,8 @@ def mask_hot_pixels(
     A pixel is compared with the third brightest (a dead one with the third darkest) of the 24 around it, so
     that up to three bad ones side by side are found: in each frame first, for cosmic rays and sparks;
     then, without these, in the sum of the darker half of the frames, where the peak is weakest and a rate too
-    low to be seen in one frame adds up; dead ones in the sum of all frames.
+    low to be seen in one frame adds up; then in the sum of each pixel's own darkest frames, which a peak and
+    its fringes, rocking past, leave dark; dead ones in the sum of all frames.
 
     Parameters
     ----------
@@ -149,9 +155,10 @@ def mask_hot_pixels(
         spark |= _stands_out(np.where(valid, frame, 0), ratio, sigmas, unit)
     trusted = volume.valid & ~sparks
     totals = np.array([frame.sum(dtype=np.float64) for frame in volume.intensity])
-    quiet, _ = _total(volume.intensity, trusted, np.flatnonzero(totals <= np.median(totals)))
     everything, measured = _total(volume.intensity, trusted)
+    quiet, _ = _total(volume.intensity, trusted, np.flatnonzero(totals <= np.median(totals)))
     hot = _stands_out(quiet, ratio, sigmas, unit) | (sparks.mean(axis=0) > OFTEN)
+    hot |= _stands_out(_floor(volume.intensity, trusted), FLOOR_RATIO, sigmas, unit)
     third_darkest = ndimage.rank_filter(everything, 2, footprint=_AROUND, mode="mirror")
     dead = measured & _exceeds(third_darkest, everything, ratio, sigmas, unit)
     return mask_voxels(
@@ -209,6 +216,16 @@ def _total(
         times += valid[index]
     measured = times > 0
     return np.divide(total * len(slices), times, out=np.zeros_like(total), where=measured), measured
+
+
+def _floor(intensity: NDArray[np.float32], trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the sum of each pixel's darkest frames, those that are not trusted taken for dark."""
+    n = max(1, int(FLOOR_SHARE * len(intensity)))
+    floor = np.zeros(intensity.shape[1:])
+    for row in range(intensity.shape[1]):
+        counts = np.where(trusted[:, row], intensity[:, row], 0)
+        floor[row] = np.partition(counts, n - 1, axis=0)[:n].sum(axis=0, dtype=np.float64)
+    return floor
 
 
 def _silent_lines(
