@@ -175,7 +175,6 @@ def show(
 def phase(
     file: Annotated[Path, typer.Argument(help="npz (intensity, optionally mask: True where valid) or CXI.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The npz file to write.")],
-    shape: options.Shape = None,
     start: options.StartAt = None,
     refine: options.Refine = None,
     starts: options.Starts = None,
@@ -191,7 +190,7 @@ def phase(
     """
     with answering(as_json) as answer:
         require_writable(output)
-        chosen = choose(settings(), max_shape=shape, start=start, refine=refine, starts=starts,
+        chosen = choose(settings(), start=start, refine=refine, starts=starts,
                         seed=seed, device=device, threads=threads)  # fmt: skip
         from bluesky_cdinn.documents import finite_scalars
         from bluesky_cdinn.volume_files import read_volume, write_reconstruction

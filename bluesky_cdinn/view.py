@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -208,6 +209,8 @@ def _draw_course(
         axes = _dress(drawing.add_subplot(next(places)), "Misfit", "iteration", "χ²")
         axes.plot(result.progress, **_STYLE)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     if result.resolution_curve is not None:
         axes = _dress(
             drawing.add_subplot(next(places)),
@@ -224,7 +227,7 @@ def _dress(axes: Axes, title: str, x: str, y: str) -> Axes:
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.set_ylabel(y, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8, color=_PALE, labelcolor=_INK)
+    axes.tick_params(which="both", labelsize=8, color=_PALE, labelcolor=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_PALE)
     return axes
@@ -271,7 +274,8 @@ def _draw_scale(axes: Axes, colours: ScalarMappable, label: str) -> None:
 
 
 def _draw_numbers(drawing: Figure, grid: GridSpec, result: Reconstruction) -> None:
-    title = str(result.metadata.get("sample") or "Reconstruction")
+    said = result.metadata
+    title = str(said.get("sample") or (said.get("cdi") or {}).get("sample") or "Reconstruction")
     drawing.text(0.06, 0.96, title, fontsize=15, color=_INK, weight="bold", va="center")
     scan = f"scan {result.scan_id}, " if result.scan_id is not None else ""
     if result.raw_uid:
@@ -284,6 +288,6 @@ def _draw_numbers(drawing: Figure, grid: GridSpec, result: Reconstruction) -> No
     for line, (label, value) in enumerate(shown):
         for text, drop, size, colour in ((label, 50 * line, 9, _PALE), (value, 50 * line + 15, 14, _INK)):
             axes.annotate(
-                text, (0.12, 1), (0, -drop), xycoords="axes fraction", textcoords="offset points",
+                text, (0.06, 1), (0, -drop), xycoords="axes fraction", textcoords="offset points",
                 va="top", fontsize=size, color=colour,
             )  # fmt: skip
