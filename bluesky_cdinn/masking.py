@@ -136,11 +136,12 @@ def mask_hot_pixels(
 ) -> DiffractionVolume:
     """Take out hot and dead pixels, and single voxels that stand out of their frame.
 
-    A pixel is compared with the third brightest (a dead one with the third darkest) of the 24 around it, so
-    that up to three bad ones side by side are found: in each frame first, for cosmic rays and sparks;
-    then, without these, in the sum of the darker half of the frames, where the peak is weakest and a rate too
-    low to be seen in one frame adds up; then in the sum of each pixel's own darkest frames, which a peak and
-    its fringes, rocking past, leave dark; dead ones in the sum of all frames.
+    A pixel is compared with the third brightest of the 24 around it, so that up to three hot ones side by
+    side are found: in each frame first, for cosmic rays and sparks; then, without these, in the sum of the
+    darker half of the frames, where the peak is weakest and a rate too low to be seen in one frame adds up;
+    then in the sum of each pixel's own darkest frames, which a peak and its fringes, rocking past, leave
+    dark. A dead pixel is darker by far than the darkest around it in the sum of all frames; `mask_gaps`
+    finds larger patches.
 
     Parameters
     ----------
@@ -159,8 +160,8 @@ def mask_hot_pixels(
     quiet, _ = _total(volume.intensity, trusted, np.flatnonzero(totals <= np.median(totals)))
     hot = _stands_out(quiet, ratio, sigmas, unit) | (sparks.mean(axis=0) > OFTEN)
     hot |= _stands_out(_floor(volume.intensity, trusted), FLOOR_RATIO, sigmas, unit)
-    third_darkest = ndimage.rank_filter(everything, 2, footprint=_AROUND, mode="mirror")
-    dead = measured & _exceeds(third_darkest, everything, ratio, sigmas, unit)
+    darkest = ndimage.minimum_filter(everything, footprint=_AROUND, mode="mirror")
+    dead = measured & _exceeds(darkest, everything, ratio, sigmas, unit)
     return mask_voxels(
         volume,
         sparks | hot | dead,
