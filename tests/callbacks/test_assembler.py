@@ -611,6 +611,40 @@ def test_a_real_ophyd_async_detector_is_understood(engine, tmp_path):
         assert file[curve.frames[3].dataset].shape[0] == 4
 
 
+@pytest.mark.parametrize("delivery", ["event", "resource", "stream"])
+def test_frames_measured_again_after_a_pause_are_the_ones_that_are_read(engine, tmp_path, delivery):
+    from bluesky_cdinn.sim.devices import simulated_beamline
+    from bluesky_cdinn.volume import load_frames
+
+    det, theta = simulated_beamline(time_scale=0.0, delivery=delivery, directory=tmp_path)
+    assembler, totals, paused = RockingCurveAssembler(), {}, []
+
+    @bpp.stage_decorator([det])
+    @bpp.run_decorator(md={"motors": ["theta"], "purpose": "rocking_curve"})
+    def plan():
+        for n in range(5):
+            yield from bps.checkpoint()
+            yield from bps.mv(theta, 0.01 * n)
+            reading = yield from bps.trigger_and_read([det, theta])
+            totals[n] = reading["det_total"]["value"]
+            if n == 2 and not paused:
+                paused.append(totals[n])
+                yield from bps.pause()
+
+    engine.subscribe(assembler)
+    with pytest.raises(RunEngineInterrupted):
+        engine(plan())
+    engine.resume()
+
+    curve = load_frames(assembler.curve())
+    sums = curve.frames.sum(axis=(1, 2), dtype=float)
+    assert len(sums) == 5
+    np.testing.assert_array_equal(sums[[0, 1, 3, 4]], [totals[n] for n in (0, 1, 3, 4)])
+    # The photons of the second try: the plan itself only saw the first.
+    assert sums[2] != paused[0]
+    assert sums[2] == pytest.approx(paused[0], rel=0.01)
+
+
 # --- Nonsense ---------------------------------------------------------------------------------------------
 
 json_like = st.recursive(
