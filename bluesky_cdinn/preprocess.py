@@ -5,7 +5,6 @@ Each step is a pure function, `DiffractionVolume` to `DiffractionVolume`, that a
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_cdinn.aliens import mask_aliens
+from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.masking import mask_gaps, mask_hot_pixels, mask_saturated, mask_voxels, with_step
 from bluesky_cdinn.peak import find_peak
@@ -249,57 +249,3 @@ def _blocks(volume: DiffractionVolume) -> NDArray[np.float64]:
             np.add.reduceat(np.add.reduceat(images, edges[1], axis=1), edges[2], axis=2).reshape(3, -1)
         )
     return np.concatenate(sums, axis=1)
-
-
-def crop_around_peak(
-    volume: DiffractionVolume,
-    shape: tuple[int, int, int],
-    centre: tuple[float, float, float] | None = None,
-) -> DiffractionVolume:
-    """Cut out a box with the peak at its centre, index n // 2 along each axis.
-
-    Parameters
-    ----------
-    volume
-        Stays as it is.
-    shape
-        Of the box. Where it leaves the measured region it is filled with voxels that are not valid.
-    centre
-        Of the box; the peak where not given.
-
-    Raises
-    ------
-    InvalidInput
-        If the shape isn't three positive numbers.
-    """
-    if len(shape) != 3 or min(shape) < 1:
-        raise InvalidInput(f"a box must have three positive lengths, got {shape}")
-    place = [round(c) for c in (find_peak(volume) if centre is None else centre)]
-    first = [c - n // 2 for c, n in zip(place, shape, strict=True)]
-    source = tuple(slice(max(0, f), max(0, f + n, 0)) for f, n in zip(first, shape, strict=True))
-    inside = volume.intensity[source]
-    target = tuple(slice(max(0, -f), max(0, -f) + n) for f, n in zip(first, inside.shape, strict=True))
-    intensity, valid = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
-    intensity[target], valid[target] = inside, volume.valid[source]
-    window = tuple(w + f for w, f in zip(volume.window, first, strict=True))
-    step = {"step": "crop", "shape": list(shape), "peak": place, "outside": int(valid.size - inside.size)}
-    return replace(
-        volume,
-        intensity=intensity,
-        valid=valid,
-        angles_deg=_cropped_angles(volume.angles_deg, first[0], shape[0]),
-        window=window,
-        history=(*volume.history, step),
-    )
-
-
-def _cropped_angles(angles: NDArray[np.float64] | None, first: int, n: int) -> NDArray[np.float64] | None:
-    """Angles of a part of the slices, continued evenly beyond the ends."""
-    if angles is None:
-        return None
-    places = first + np.arange(n)
-    if len(angles) < 2:
-        return np.full(n, angles[0])
-    step = (angles[-1] - angles[0]) / (len(angles) - 1)
-    inside = angles[np.clip(places, 0, len(angles) - 1)]
-    return inside + step * (places - np.clip(places, 0, len(angles) - 1))

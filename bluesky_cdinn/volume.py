@@ -16,21 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.records import DiffractionVolume, Geometry, RockingCurve
+from bluesky_cdinn.rocking_grid import frame_shares, rocking_grid
 
-__all__ = ["VolumeBuilder", "assemble", "load_frames", "rocking_grid"]
-
-MIN_SLICES = 3
-
-# In rocking steps: a frame belongs to the slice that it is this close to.
-NEAR = 0.25
-# Between frames that are further apart than this a slice was not measured, rather than interpolated.
-BRACKET = 1.5
+__all__ = ["VolumeBuilder", "assemble", "load_frames"]
 
 # A frame with less than this part of the usual exposure was taken without beam.
 BEAM_LOST = 0.02
-
-# Slices for each frame: more of them mean that an angle is wrong, not that frames are missing.
-SPARSEST = 20
 
 
 def assemble(curve: RockingCurve) -> DiffractionVolume:
@@ -150,7 +141,7 @@ class VolumeBuilder:
         if not len(lit):
             raise IncompleteScan(f"a volume needs frames taken with beam, got none among {len(self)}")
         first, step, n = rocking_grid(np.concatenate([angles[lit], self._planned]))
-        shares = _shares((angles[lit] - first) / step, n)
+        shares = frame_shares((angles[lit] - first) / step, n)
         flagged = self._always_negative(lit)
         intensity = np.zeros((n, *self._frames[0].shape), np.float32)
         valid = np.zeros(intensity.shape, np.bool_)
@@ -201,85 +192,6 @@ class VolumeBuilder:
                 return None
             flagged &= self._frames[i] < 0
         return flagged
-
-
-def rocking_grid(angles_deg: ArrayLike) -> tuple[float, float, int]:
-    """Find the regular grid that rocking angles lie on.
-
-    The step is the median of the steps between neighbours, each counted by its length and the longest tenth
-    left out, so that neither repeats (many, of no length) nor gaps (long, few) move it. A straight line
-    through the angles against the whole number of steps to each then gives the grid without adding up the
-    median's error.
-
-    Parameters
-    ----------
-    angles_deg
-        In any order, with repeats and gaps.
-
-    Returns
-    -------
-    first, step, n
-        The grid is ``first + step * arange(n)``, step > 0.
-
-    Raises
-    ------
-    IncompleteScan
-        If fewer than three angles differ.
-    InvalidInput
-        If the angles are spread so widely that they are no scan.
-    """
-    angles = np.sort(np.asarray(angles_deg, dtype=float))
-    steps = np.diff(angles)
-    if not steps.any():
-        raise IncompleteScan(
-            f"the rocking angle must take {MIN_SLICES} values or more, got {len(angles)} points "
-            f"at {angles[:1]} deg"
-        )
-    rising = np.sort(steps)
-    trimmed = rising[: len(rising) - len(rising) // 10]
-    rising = trimmed if trimmed.any() else rising
-    median = float(rising[np.searchsorted(np.cumsum(rising), rising.sum() / 2)])
-    like = steps[(steps > median / 2) & (steps < 1.5 * median)]
-    places = np.concatenate([[0.0], np.cumsum(np.rint(steps / like.mean()))])
-    if places[-1] + 1 < MIN_SLICES:
-        raise IncompleteScan(
-            f"the rocking angle must take {MIN_SLICES} values or more, got {np.unique(angles)} deg"
-        )
-    if places[-1] > SPARSEST * len(angles):
-        raise InvalidInput(
-            f"rocking angles must be about evenly spaced, got {len(angles)} of them from {angles[0]:g} to "
-            f"{angles[-1]:g} deg with steps of {median:g} deg"
-        )
-    slope, offset = np.polyfit(places, angles, 1)
-    first = round((angles[0] - offset) / slope)
-    last = round((angles[-1] - offset) / slope)
-    return float(offset + slope * first), float(slope), last - first + 1
-
-
-def _shares(positions: NDArray[np.float64], n: int) -> list[Mapping[int, float]]:
-    """Return which frames make each slice, with what weight; an empty mapping where none does.
-
-    Parameters
-    ----------
-    positions
-        Of the frames, in slices.
-    n
-        How many slices.
-    """
-    order = np.argsort(positions, kind="stable")
-    sorted_positions = positions[order]
-    shares: list[Mapping[int, float]] = []
-    for index in range(n):
-        low, high = np.searchsorted(sorted_positions, (index - NEAR, index + NEAR))
-        if low < high:
-            shares.append(dict.fromkeys(order[low:high].tolist(), 1.0))
-        elif 0 < low < len(order) and sorted_positions[low] - sorted_positions[low - 1] <= BRACKET:
-            below, above = sorted_positions[low - 1], sorted_positions[low]
-            share = float((index - below) / (above - below))
-            shares.append({int(order[low - 1]): 1 - share, int(order[low]): share})
-        else:
-            shares.append({})
-    return shares
 
 
 def _is_direct(share: Mapping[int, float]) -> bool:

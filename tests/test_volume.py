@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.frame_files import open_frames
 from bluesky_cdinn.records import FrameReference, RockingCurve
-from bluesky_cdinn.volume import VolumeBuilder, assemble, load_frames, rocking_grid
+from bluesky_cdinn.rocking_grid import rocking_grid
+from bluesky_cdinn.volume import VolumeBuilder, assemble, load_frames
 
 SHAPE = (6, 7)
 

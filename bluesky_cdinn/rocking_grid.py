@@ -1,0 +1,100 @@
+"""Rocking angles as they were read -> a regular grid, and the frames that each of its slices is made of."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_cdinn.errors import IncompleteScan, InvalidInput
+
+MIN_SLICES = 3
+
+# In rocking steps: a frame belongs to the slice that it is this close to.
+NEAR = 0.25
+# Between frames that are further apart than this a slice was not measured, rather than interpolated.
+BRACKET = 1.5
+
+# Slices for each frame: more of them mean that an angle is wrong, not that frames are missing.
+SPARSEST = 20
+
+
+def rocking_grid(angles_deg: ArrayLike) -> tuple[float, float, int]:
+    """Find the regular grid that rocking angles lie on.
+
+    The step is the median of the steps between neighbours, each counted by its length and the longest tenth
+    left out, so that neither repeats (many, of no length) nor gaps (long, few) move it. A straight line
+    through the angles against the whole number of steps to each then gives the grid without adding up the
+    median's error.
+
+    Parameters
+    ----------
+    angles_deg
+        In any order, with repeats and gaps.
+
+    Returns
+    -------
+    first, step, n
+        The grid is ``first + step * arange(n)``, step > 0.
+
+    Raises
+    ------
+    IncompleteScan
+        If fewer than three angles differ.
+    InvalidInput
+        If the angles are spread so widely that they are no scan.
+    """
+    angles = np.sort(np.asarray(angles_deg, dtype=float))
+    steps = np.diff(angles)
+    if not steps.any():
+        raise IncompleteScan(
+            f"the rocking angle must take {MIN_SLICES} values or more, got {len(angles)} points "
+            f"at {angles[:1]} deg"
+        )
+    rising = np.sort(steps)
+    trimmed = rising[: len(rising) - len(rising) // 10]
+    rising = trimmed if trimmed.any() else rising
+    median = float(rising[np.searchsorted(np.cumsum(rising), rising.sum() / 2)])
+    like = steps[(steps > median / 2) & (steps < 1.5 * median)]
+    places = np.concatenate([[0.0], np.cumsum(np.rint(steps / like.mean()))])
+    if places[-1] + 1 < MIN_SLICES:
+        raise IncompleteScan(
+            f"the rocking angle must take {MIN_SLICES} values or more, got {np.unique(angles)} deg"
+        )
+    if places[-1] > SPARSEST * len(angles):
+        raise InvalidInput(
+            f"rocking angles must be about evenly spaced, got {len(angles)} of them from {angles[0]:g} to "
+            f"{angles[-1]:g} deg with steps of {median:g} deg"
+        )
+    slope, offset = np.polyfit(places, angles, 1)
+    first = round((angles[0] - offset) / slope)
+    last = round((angles[-1] - offset) / slope)
+    return float(offset + slope * first), float(slope), last - first + 1
+
+
+def frame_shares(positions: NDArray[np.float64], n: int) -> list[Mapping[int, float]]:
+    """Return which frames make each slice, with what weight; an empty mapping where none does.
+
+    A slice takes every frame that is near it; without one it is interpolated between the frames on either
+    side, if these are no further apart than slices that were measured one after the other.
+
+    Parameters
+    ----------
+    positions
+        Of the frames, in slices.
+    n
+        How many slices.
+    """
+    order = np.argsort(positions, kind="stable")
+    sorted_positions = positions[order]
+    shares: list[Mapping[int, float]] = []
+    for index in range(n):
+        low, high = np.searchsorted(sorted_positions, (index - NEAR, index + NEAR))
+        if low < high:
+            shares.append(dict.fromkeys(order[low:high].tolist(), 1.0))
+        elif 0 < low < len(order) and sorted_positions[low] - sorted_positions[low - 1] <= BRACKET:
+            below, above = sorted_positions[low - 1], sorted_positions[low]
+            share = float((index - below) / (above - below))
+            shares.append({int(order[low - 1]): 1 - share, int(order[low]): share})
+        else:
+            shares.append({})
+    return shares
