@@ -98,7 +98,8 @@ def test_the_reference_names_every_module() -> None:
     for folder, package in (("bluesky_cdinn", "bluesky_cdinn"), ("bluesky_cdinn/sim", "bluesky_cdinn.sim")):
         for file in (ROOT / folder).glob("[a-z]*.py"):
             if not ignored(file):
-                assert f"{package}.{file.stem}" in described
+                module = f"{package}.{file.stem}"
+                assert module in described, f"list {module} in docs/reference/api.md"
 
 
 def test_the_lock_names_no_machine() -> None:
