@@ -15,11 +15,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Self
 
-import httpx
-from tiled.client import from_profile, from_uri
 from tiled.queries import Comparison, Eq
-from tiled.structures.core import Spec
 
+from bluesky_cdinn.connection import Connection
 from bluesky_cdinn.delivery import Delivery
 from bluesky_cdinn.documents import (
     PURPOSE,
@@ -28,12 +26,11 @@ from bluesky_cdinn.documents import (
     reconstruction_from_documents,
     reconstruction_from_run,
 )
-from bluesky_cdinn.embedded import Address, EmbeddedServer
-from bluesky_cdinn.errors import NotFound, StoreUnavailable
+from bluesky_cdinn.errors import NotFound
 from bluesky_cdinn.filled import filled_documents
 from bluesky_cdinn.recorder import RunRecorder
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.settings import Settings, TiledSettings
+from bluesky_cdinn.settings import Settings
 from bluesky_cdinn.spool import Kind, RunJournal
 from bluesky_cdinn.summary import ReconstructionSummary
 
@@ -68,7 +65,7 @@ class Catalog:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        self._connection = _Connection(self.settings.tiled)
+        self._connection = Connection(self.settings.tiled)
         self._spool = self.settings.spool.resolve()
         self._delivery = Delivery(self._spool, self._connection.container, self._connection.answers)
         self._recorder: RunRecorder | None = None
@@ -268,75 +265,6 @@ class Catalog:
             raise NotFound(
                 f"no {kind} run {uid!r} in {self.uri} ({error}); the newest there: {newest}"
             ) from None
-
-
-class _Connection:
-    """The client of the server that the settings name, made when first needed and again when it was lost."""
-
-    def __init__(self, settings: TiledSettings) -> None:
-        self._settings = settings
-        embedded = settings.uri is None and settings.profile is None
-        self._embedded = EmbeddedServer(settings.directory, settings.readable_storage) if embedded else None
-        self._root: Any = None
-        self._address: Address | None = None
-        self._lock = threading.RLock()
-
-    def address(self) -> Address:
-        with self._lock:
-            self._connect()
-            assert self._address is not None
-            return self._address
-
-    def answers(self) -> bool:
-        address = self._address
-        return address is not None and address.answers()
-
-    def container(self, kind: Kind) -> Any:
-        """Return the client of one kind of runs, its container made if there is none."""
-        with self._lock:
-            node = self._connect()
-            parts = getattr(self._settings, kind).split("/")
-            for depth, part in enumerate(parts, start=1):
-                if part not in node:
-                    last = depth == len(parts)
-                    specs = [Spec("CatalogOfBlueskyRuns", "3.0")] if last else []
-                    # Another process may just have made it.
-                    with contextlib.suppress(httpx.HTTPStatusError):
-                        node.create_container(part, specs=specs)
-                node = node[part]
-            return node
-
-    def close(self) -> None:
-        with self._lock:
-            self._root = None
-            if self._embedded is not None:
-                self._embedded.close()
-
-    def _connect(self) -> Any:
-        if self._root is not None and self.answers():
-            return self._root
-        self._root = None
-        try:
-            self._root, self._address = self._open()
-        except (httpx.HTTPError, OSError) as error:
-            raise StoreUnavailable(f"Tiled at {self._name()} can't be reached: {error}") from error
-        return self._root
-
-    def _open(self) -> tuple[Any, Address]:
-        settings = self._settings
-        key = settings.api_key.get_secret_value() if settings.api_key else None
-        if settings.profile is not None and settings.uri is None:
-            root = from_profile(settings.profile, **({"api_key": key} if key else {}))
-            return root, Address(str(root.context.api_uri), key or root.context.api_key)
-        address = self._embedded.address() if self._embedded is not None else Address(str(settings.uri), key)
-        # Tiled's own client asks again and again for most of a minute.
-        if not address.answers():
-            raise StoreUnavailable(f"Tiled at {self._name()} doesn't answer; start it, or set tiled.uri")
-        root = from_uri(address.uri, api_key=address.api_key, trust_env=not address.is_local)
-        return root, Address(address.uri, address.api_key or root.context.api_key)
-
-    def _name(self) -> str:
-        return str(self._settings.uri or self._settings.profile or self._settings.directory)
 
 
 def _on_recorded(delivery: Delivery, documents: list[Document] | None) -> None:

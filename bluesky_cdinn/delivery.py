@@ -2,15 +2,18 @@
 
 import contextlib
 import logging
+import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bluesky_tiled_plugins import TiledWriter
-from bluesky_tiled_plugins.writing.tiled_writer import MAX_ARRAY_SIZE
+from bluesky_tiled_plugins.writing.tiled_writer import BATCH_SIZE, MAX_ARRAY_SIZE
 
 from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.documents import Document
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
 _ATTEMPTS = 3
+_BATCH_BYTES = 16_000_000
 _CLOSE_TIMEOUT_S = 60.0
 
 
@@ -168,9 +172,38 @@ def deliver(container: Any, uid: str, documents: Iterable[Document], *, every_ar
         if "stop" in runs[uid].metadata:
             return
         runs.delete_contents([uid], recursive=True, external_only=False)
-    writer = TiledWriter(container, max_array_size=0 if every_array else MAX_ARRAY_SIZE)
-    for name, document in documents:
+    head, rest = _up_to_data(documents)
+    largest = 0 if every_array else MAX_ARRAY_SIZE
+    writer = TiledWriter(container, max_array_size=largest, batch_size=_batch_size(head))
+    for name, document in chain(head, rest):
         writer(name, document)
+
+
+def _up_to_data(documents: Iterable[Document]) -> tuple[list[Document], Iterator[Document]]:
+    """Split off the documents that describe the data; the data are read one by one later."""
+    rest = iter(documents)
+    head: list[Document] = []
+    for document in rest:
+        head.append(document)
+        if document[0] not in ("start", "descriptor"):
+            break
+    return head, rest
+
+
+def _batch_size(head: Iterable[Document]) -> int:
+    """Events to write at once: few enough to spare memory and this process's other threads."""
+    largest = 1
+    for name, document in head:
+        if name == "descriptor":
+            keys = [key for key in document["data_keys"].values() if "external" not in key]
+            largest = max(largest, sum(_size(key) for key in keys))
+    return max(1, min(BATCH_SIZE, _BATCH_BYTES // largest))
+
+
+def _size(key: Mapping[str, Any]) -> int:
+    items = math.prod(length or 1 for length in key.get("shape", ()))
+    # Without a dtype it is a list of Python numbers.
+    return items * np.dtype(key.get("dtype_numpy") or "f8").itemsize if key["dtype"] == "array" else 8
 
 
 def _keep_delivering(delivery: "weakref.ref[Delivery]", woken: threading.Event) -> None:

@@ -185,6 +185,16 @@ def test_a_stored_scan_gives_its_rocking_curve_again(catalog, dtype):
     np.testing.assert_allclose(curve.angles_deg, 0.1 * np.arange(7))
 
 
+def test_a_large_scan_is_written_in_parts(catalog):
+    frames = np.random.default_rng(1).integers(0, 99, (5, 2048, 2000)).astype("<u2")
+    for name, document in rocking_documents(frames):
+        uid = document["uid"] if name == "start" else uid  # noqa: F821
+        catalog.raw_writer()(name, document)
+    stored = plain_client(catalog.raw[uid])["primary/cam"]
+    assert stored.chunks[0] == (1, 1, 1, 1, 1)
+    np.testing.assert_array_equal(stored[3], frames[3])
+
+
 def test_frames_in_a_file_stay_there(catalog, tmp_path):
     frames = np.arange(4 * 6 * 5, dtype="<u2").reshape(4, 1, 6, 5)
     path = tmp_path / "frames.h5"

@@ -219,7 +219,8 @@ def test_sending_a_large_scan_does_not_stall_other_threads(worker):
         gaps.append(now - last)
         last = now
     assert future.result().scalars["total"] == frames.size
-    assert submit_s < 1e-3
+    # A copy alone would take longer.
+    assert submit_s < 0.02
     # Two busy processes on two cores are descheduled now and then: the typical stall counts.
     assert np.quantile(gaps, 0.999) < 1e-3
 
