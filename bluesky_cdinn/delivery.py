@@ -101,6 +101,9 @@ class Delivery:
                 self._connect = False
                 with contextlib.suppress(StoreUnavailable):
                     self._container("raw")
+            # Whoever only reads leaves no folder behind.
+            if not self.waiting() and not self._spool.is_dir():
+                return 0
             with sole_delivery(self._spool) as mine:
                 if mine:
                     recover_abandoned(self._spool)

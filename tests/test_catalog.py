@@ -27,7 +27,7 @@ from bluesky_cdinn.embedded import Address
 from bluesky_cdinn.errors import NotFound, StoreUnavailable
 from bluesky_cdinn.records import FrameReference
 from bluesky_cdinn.settings import Settings, TiledSettings
-from bluesky_cdinn.spool import RunJournal, recover_abandoned, spooled_runs
+from bluesky_cdinn.spool import spooled_runs
 
 # Tiled sorts times as text, which is right as long as they have ten digits.
 MOMENT = 1_700_000_000.0
@@ -254,15 +254,6 @@ def test_a_run_whose_process_died_is_ended_and_kept(tmp_path, settings):
         assert run.metadata["stop"]["exit_status"] == "fail"
         assert "ended before the run did" in run.metadata["stop"]["reason"]
         np.testing.assert_array_equal(plain_client(run)["primary/cam"].read()[0], np.arange(18).reshape(2, 9))
-
-
-def test_a_run_that_is_being_written_is_left_alone(tmp_path):
-    journal = RunJournal(tmp_path, "raw", {"uid": "now", "time": 5.0})
-    recover_abandoned(tmp_path)
-    assert spooled_runs(tmp_path) == []
-    journal.append("stop", {"uid": "s", "run_start": "now"})
-    assert [name for name, _ in journal.complete().documents()] == ["start", "stop"]
-    assert [run.uid for run in spooled_runs(tmp_path)] == ["now"]
 
 
 def test_the_embedded_server_is_shared_and_comes_back(tmp_path):

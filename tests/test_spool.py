@@ -1,0 +1,127 @@
+"""The spool keeps runs whole on disk, whoever dies meanwhile."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.spool import RunJournal, recover_abandoned, sole_delivery, spooled_runs
+
+STOP = {"uid": "s", "run_start": "one", "time": 9.0}
+
+
+def journal(spool, uid="one", time=5.0, kind="raw"):
+    return RunJournal(spool, kind, {"uid": uid, "time": time})
+
+
+def abandoned(spool, lines):
+    """Leave what a process leaves that was killed: no lock on the file any more."""
+    path = spool / "00000000005000000000-raw-one.part"
+    path.mkdir(parents=True)
+    (path / "documents.jsonl").write_text(lines)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4", "f8", "c8", "?", "U5"])
+def test_documents_come_back_as_they_were(tmp_path, dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    event = {"data": {"a": array, "b": np.float32(0.5), "c": [1, "x", None]}, "nan": float("nan")}
+    run = journal(tmp_path)
+    run.append("event", event)
+    run.append("stop", STOP)
+    (_, start), (name, came), stop = run.complete().documents()
+    assert start == {"uid": "one", "time": 5.0}
+    assert name == "event"
+    assert came["data"]["a"].dtype == array.dtype
+    np.testing.assert_array_equal(came["data"]["a"], array)
+    assert (came["data"]["b"], came["data"]["c"]) == (0.5, [1, "x", None])
+    assert np.isnan(came["nan"])
+    assert stop == ("stop", STOP)
+
+
+def test_what_json_does_not_know_is_told_in_words(tmp_path):
+    run = journal(tmp_path)
+    run.append("event", {"path": Path("a/b"), "set": {3, 1}, "objects": np.array([1, "x"], object)})
+    run.append("stop", STOP)
+    _, (_, came), _ = run.complete().documents()
+    assert came == {"path": "a/b", "set": [1, 3], "objects": [1, "x"]}
+
+
+def test_runs_wait_in_the_order_of_their_start_whatever_order_they_ended_in(tmp_path):
+    late, early = journal(tmp_path, "late", 2e9, "processed"), journal(tmp_path, "early", 1e9)
+    for run in (late, early):
+        assert not [waiting for waiting in spooled_runs(tmp_path) if waiting.uid == "early"]
+        run.append("stop", STOP)
+        run.complete()
+    assert [(run.uid, run.kind) for run in spooled_runs(tmp_path)] == [
+        ("early", "raw"),
+        ("late", "processed"),
+    ]
+
+
+def test_delivered_and_refused_runs_wait_no_more(tmp_path):
+    for uid in ("one", "two"):
+        run = journal(tmp_path, uid)
+        run.append("stop", STOP)
+        run.complete()
+    first, second = spooled_runs(tmp_path)
+    first.remove()
+    second.reject()
+    assert spooled_runs(tmp_path) == []
+    assert [path.name.endswith("two.rejected") for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("uid", ["../escape", "a b", "", "x" * 300])
+def test_a_uid_that_is_no_name_is_refused(tmp_path, uid):
+    with pytest.raises(InvalidInput, match="uid must be made of"):
+        journal(tmp_path / "spool", uid)
+
+
+def test_a_run_that_is_being_written_is_left_alone(tmp_path):
+    run = journal(tmp_path)
+    recover_abandoned(tmp_path)
+    assert spooled_runs(tmp_path) == []
+    run.append("stop", STOP)
+    assert [name for name, _ in run.complete().documents()] == ["start", "stop"]
+
+
+@pytest.mark.parametrize("cut", ["", '["event", {"uid": "cu'])
+def test_an_abandoned_run_is_ended_with_the_reason(tmp_path, cut):
+    abandoned(tmp_path, json.dumps(["start", {"uid": "one", "time": 5.0}]) + "\n" + cut)
+    recover_abandoned(tmp_path)
+    (run,) = spooled_runs(tmp_path)
+    (_, start), (_, stop) = run.documents()
+    assert start["uid"] == stop["run_start"] == "one"
+    assert stop["exit_status"] == "fail"
+    assert "ended before the run did" in stop["reason"]
+
+
+def test_a_run_abandoned_after_its_stop_keeps_it(tmp_path):
+    lines = [["start", {"uid": "one", "time": 5.0}], ["stop", STOP]]
+    abandoned(tmp_path, "".join(json.dumps(line) + "\n" for line in lines))
+    recover_abandoned(tmp_path)
+    assert list(spooled_runs(tmp_path)[0].documents())[-1] == ("stop", STOP)
+
+
+def test_a_run_abandoned_before_its_start_was_whole_is_none(tmp_path):
+    path = abandoned(tmp_path, '["start", {"ui')
+    recover_abandoned(tmp_path)
+    assert not path.exists()
+
+
+def test_one_delivers_at_a_time(tmp_path):
+    with sole_delivery(tmp_path) as first, sole_delivery(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with sole_delivery(tmp_path) as again:
+        assert again
+
+
+def test_a_withdrawn_run_leaves_nothing_behind(tmp_path):
+    run = journal(tmp_path)
+    run.append("event", {"data": {"a": np.ones(3)}})
+    (_, start), (_, event) = run.withdraw()
+    assert start["uid"] == "one"
+    np.testing.assert_array_equal(event["data"]["a"], np.ones(3))
+    assert list(tmp_path.iterdir()) == []
