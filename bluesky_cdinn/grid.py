@@ -9,6 +9,8 @@ from scipy.ndimage import uniform_filter
 
 # A crystal phased on a coarse level must still be this many voxels across: fewer can't hold its phase.
 ACROSS = 11
+# Along each axis a level holds this share of the counts.
+SHARE = 0.985
 # The smallest level. Below it an iteration costs next to nothing already.
 FLOOR = 32
 
@@ -18,39 +20,47 @@ def window_on_grid(shape: Sequence[int], inner: Sequence[int]) -> tuple[slice, .
     return tuple(slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(shape, inner, strict=True))
 
 
-def coarse_levels(shape: Sequence[int], extent: Sequence[float]) -> list[tuple[int, int, int]]:
+def coarse_levels(intensity: NDArray[np.float32], extent: Sequence[float]) -> list[tuple[int, int, int]]:
     """Return the shapes of the reciprocal-space windows to phase in turn, coarse to fine.
 
     The central part of a diffraction pattern is the pattern of the same crystal seen blurred, on as many
-    fewer voxels: cheaper by its volume, and with fewer ways to stagnate. Each level doubles the one
-    before it at most.
+    fewer voxels: cheaper by its volume, and with fewer ways to stagnate. But a part of the crystal whose
+    strain scatters out of the window would be missing from what is seen: so the window holds nearly all
+    counts. Each level doubles the one before it at most.
 
     Parameters
     ----------
-    shape
-        The whole grid, the last level.
+    intensity
+        Counts on the whole grid, zero where not valid, the peak at n // 2; float (n0, n1, n2).
     extent
         The crystal's extent along each axis, in voxels of the whole grid.
 
     Returns
     -------
     list of tuple
-        Even sizes with small prime factors, except for the last, which is ``shape``.
+        Even sizes with small prime factors, except for the last, which is the whole grid.
     """
-    smallest = []
-    for n, size in zip(shape, extent, strict=True):
-        wanted = max(FLOOR, ACROSS * n / max(size, 1.0))
+    shape, smallest = intensity.shape, []
+    for axis, (n, size) in enumerate(zip(shape, extent, strict=True)):
+        wanted = max(FLOOR, ACROSS * n / max(size, 1.0), _width(intensity, axis))
         smallest.append(min(n, _even_fast(int(np.ceil(wanted)))))
-    levels = [tuple(shape)]
+    levels = [(int(shape[0]), int(shape[1]), int(shape[2]))]
     while any(n > m for n, m in zip(levels[0], smallest, strict=True)):
-        levels.insert(0, tuple(max(m, _even_fast(n // 2)) for n, m in zip(levels[0], smallest, strict=True)))
-        if levels[0] == levels[1]:
-            return levels[1:]
+        halved = [max(m, _even_fast(n // 2)) for n, m in zip(levels[0], smallest, strict=True)]
+        levels.insert(0, (halved[0], halved[1], halved[2]))
         # A last step that saves less than half of the voxels isn't worth its iterations.
         if np.prod(levels[0]) > 0.5 * np.prod(levels[1]):
             levels.pop(0)
             break
-    return [(int(a), int(b), int(c)) for a, b, c in levels]
+    return levels
+
+
+def _width(intensity: NDArray[np.float32], axis: int) -> int:
+    """Return the width of the window about n // 2 that holds `SHARE` of the counts."""
+    profile = intensity.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
+    distance = np.abs(np.arange(len(profile)) - len(profile) // 2)
+    inside = np.cumsum(np.bincount(distance, weights=profile))
+    return 2 * int(np.searchsorted(inside, SHARE * inside[-1]))
 
 
 def _even_fast(n: int) -> int:

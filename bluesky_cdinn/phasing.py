@@ -13,21 +13,34 @@ import torch
 from bluesky_cdinn import quality
 from bluesky_cdinn.forward import AXES, to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
-from bluesky_cdinn.refine import HIO, AcceleratedER, BreakTwins, Measurement, Objects, ShrinkWrap, Step, run
+from bluesky_cdinn.refine import (
+    HIO,
+    AcceleratedER,
+    BreakTwins,
+    CentreObjects,
+    Measurement,
+    Objects,
+    ShrinkWrap,
+    Step,
+    run,
+)
 from bluesky_cdinn.starts import Start
 from bluesky_cdinn.support import autocorrelation_support, gaussian_blur, typical_amplitude
 
 Shape = tuple[int, int, int]
 Watch = Callable[[Objects], None]
 
-# Complex correlation from which two independent objects count as the same.
-AGREED = 0.9
-# How often the coarse search is repeated, each time longer, while no two starts agree.
-ATTEMPTS = 3
+# Complex correlation of two independent objects from which they count as the same, and as surely so.
+AGREED, SURE = 0.9, 0.97
 # A crystal's amplitude is even; what exceeds this multiple of it is stagnation, not matter.
 CEILING = 1.15
-# The support may exceed the autocorrelation's estimate of the crystal's volume by this.
-ROOM = 1.3
+# Of the interior against counting noise; see refine.AcceleratedER.
+SMOOTHNESS = 400.0
+# What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
+# crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
+# off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
+# low level takes for the crystal.
+ATTEMPTS = ((0.003, 1.3, 1), (0.02, 1.6, 1), (0.003, 1.3, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +64,12 @@ class Problem:
         if shape == tuple(full.magnitude.shape):
             return full
         window = window_on_grid(full.magnitude.shape, shape)
-        fitted = None if full.fitted is None else to_corner(to_centre(full.fitted)[window])
-        return Measurement(to_corner(to_centre(full.magnitude)[window]), fitted)
+        cut = [
+            None if array is None else to_corner(to_centre(array)[window])
+            for array in (full.magnitude, full.fitted, full.held_out)
+        ]
+        assert cut[0] is not None
+        return Measurement(cut[0], cut[1], cut[2])
 
 
 def search(
@@ -63,26 +80,52 @@ def search(
     Returns
     -------
     Objects
-        All of them, the best (lowest chi2) first.
+        Those of the attempt that agreed best: the lowest chi2 first, then by agreement with it.
     float
-        The correlation between the best and the one that agrees with it most; NaN for one start.
+        The correlation of the first two; NaN for one start.
     """
     measurement = problem.at(problem.levels[0])
-    room = max(1, int(ROOM * autocorrelation_support(measurement.magnitude.square()).sum()))
-    found: Objects | None = None
-    agreement = float("nan")
-    for attempt in range(ATTEMPTS if count > 1 else 1):
+    best = None
+    for level, excess, effort in ATTEMPTS if count > 1 else ATTEMPTS[:1]:
+        room = excess * float(autocorrelation_support(measurement.magnitude.square(), level).sum())
         objects = start(measurement, count, generator)
-        for state in run(search_recipe(room, effort=1 + attempt), objects, measurement):
+        for state in run(search_recipe(max(1, int(room)), effort), objects, measurement):
             watch(state)
-        found = objects if found is None else found.join(objects)
-        found = found.keep(found.chi2.argsort())
-        if count > 1:
-            agreement = best_agreement(found)
-            if agreement > AGREED:
-                break
-    assert found is not None
-    return found, agreement
+        attempt = Attempt.of(objects)
+        if best is None or attempt.agreement > best.agreement:
+            best = attempt
+        # A sure one ends the search; one that merely agreed may yet be bettered by the other bound.
+        if best.agreement > SURE or (attempt is not best and best.agreement > AGREED):
+            break
+    assert best is not None
+    return best.objects, best.agreement
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What one batch of starts came to.
+
+    Parameters
+    ----------
+    objects
+        The lowest chi2 first, then by agreement with it.
+    agreement
+        Complex correlation of the first two; NaN for one start.
+    """
+
+    objects: Objects
+    agreement: float
+
+    @classmethod
+    def of(cls, objects: Objects) -> "Attempt":
+        """Rank objects."""
+        objects = objects.keep(objects.chi2.argsort())
+        if len(objects.chi2) == 1:
+            return cls(objects, float("nan"))
+        densities = to_centre(objects.density).cpu().numpy()
+        agreement = torch.tensor([1.0, *(quality.correlation(d, densities[0]) for d in densities[1:])])
+        order = agreement.argsort(descending=True)
+        return cls(objects.keep(order.to(objects.density.device)), float(agreement[order[1]]))
 
 
 def search_recipe(room: int, effort: int = 1) -> list[Step]:
@@ -127,13 +170,13 @@ def resample(objects: Objects, shape: Shape) -> Objects:
 
 def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     """Fit objects to the end inside a support that is found a last time."""
-    recipe: list[Step] = [ShrinkWrap(0.25, sigma=0.7), AcceleratedER(40)]
+    recipe: list[Step] = [
+        CentreObjects(),
+        ShrinkWrap(0.15, sigma=0.7),
+        # Strong smoothing first: it finds where weaker smoothing would take long to get.
+        AcceleratedER(30, SMOOTHNESS, least=0.05),
+        AcceleratedER(30, SMOOTHNESS),
+    ]
     for state in run(recipe, objects, measurement):
         watch(state)
     return objects
-
-
-def best_agreement(objects: Objects) -> float:
-    """Return the largest complex correlation of the first object with any other."""
-    densities = to_centre(objects.density).cpu().numpy()
-    return max(quality.correlation(other, densities[0]) for other in densities[1:])

@@ -35,6 +35,8 @@ from bluesky_cdinn.volume import assemble, load_frames
 HELD_OUT, CORE = 0.02, 0.15
 # How many of the starts that agree are taken to the full grid; two suffice to compare.
 FINALISTS = 2
+# Voxels of over this share of the peak are the peak's own, not background.
+FRINGES = 0.02
 # Fewer slices or counts than this hold no crystal.
 FEWEST_SLICES, FEWEST_COUNTS = 8, 500
 # Share of the whole that is done when a stage ends; the first object takes about half of it.
@@ -82,7 +84,8 @@ def reconstruct_curve(
             f"at least {FEWEST_SLICES} rocking angles are required, the scan has {slices}; "
             f"it ended with exit status {curve.exit_status!r}"
         )
-    clean = prepare(measured, **detector_fields(curve))
+    fields = detector_fields(curve)
+    clean = prepare(measured, dark=fields.get("dark"), flat=fields.get("flat"))
     volume = crop_around_peak(clean, options.max_shape or signal_window(clean.intensity, find_peak(clean)))
     result = reconstruct(volume, options, progress=progress, cancelled=cancelled)
     return replace(
@@ -193,7 +196,9 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
             f"a diffraction volume must have at least {FEWEST_SLICES} voxels a side and {FEWEST_COUNTS} "
             f"valid counts, got shape {volume.intensity.shape} and {counts:.0f} counts"
         )
-    roll = tuple(n // 2 - round(p) for n, p in zip(volume.intensity.shape, find_peak(volume), strict=True))
+    roll = tuple(
+        n // 2 - round(p) for n, p in zip(volume.intensity.shape, centre_of_counts(volume), strict=True)
+    )
     if not any(roll):
         return volume, roll
     first, row, column = (w - r for w, r in zip(volume.window, roll, strict=True))
@@ -206,6 +211,25 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
     return rolled, roll
 
 
+def centre_of_counts(volume: DiffractionVolume) -> tuple[float, ...]:
+    """Return the centre of mass of the peak, voxels: where the crystal's mean lattice scatters to.
+
+    A strongly strained crystal's brightest fringe may be far from it.
+    """
+    peak = find_peak(volume)
+    shape = volume.intensity.shape
+    # About the peak the volume is periodic, so that one at the edge has all its sides.
+    roll = [n // 2 - round(p) for n, p in zip(shape, peak, strict=True)]
+    counts = np.roll(np.where(volume.valid, volume.intensity, 0), roll, axis=quality.AXES)
+    counts = np.where(counts > FRINGES * counts[tuple(n // 2 for n in shape)], counts, 0)
+    total = counts.sum(dtype=np.float64)
+    centre = []
+    for axis, (n, r) in enumerate(zip(shape, roll, strict=True)):
+        profile = counts.sum(axis=tuple(a for a in quality.AXES if a != axis), dtype=np.float64)
+        centre.append(float(profile @ np.arange(n) / total) - r if total else peak[axis])
+    return tuple(centre)
+
+
 def pose(
     volume: DiffractionVolume, options: ReconstructionOptions, device: torch.device
 ) -> tuple[phasing.Problem, NDArray[np.bool_]]:
@@ -213,10 +237,12 @@ def pose(
     free = held_out_voxels(volume.valid, HELD_OUT, CORE, np.random.default_rng(options.seed))
     magnitude = torch.from_numpy(np.sqrt(np.where(volume.valid, volume.intensity.clip(0), 0))).to(device)
     fitted = torch.from_numpy(volume.valid & ~free).to(device)
-    box = to_centre(autocorrelation_support(to_corner(magnitude).square())).cpu().numpy()
+    box = to_centre(autocorrelation_support(to_corner(magnitude).square(), 0.01)).cpu().numpy()
     extent = [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
-    levels = coarse_levels(volume.intensity.shape, extent)
-    return phasing.Problem(Measurement(to_corner(magnitude), to_corner(fitted)), levels), free
+    levels = coarse_levels(np.where(volume.valid, volume.intensity, 0), extent)
+    held_out = torch.from_numpy(free).to(device)
+    measurement = Measurement(to_corner(magnitude), to_corner(fitted), to_corner(held_out))
+    return phasing.Problem(measurement, levels), free
 
 
 def solve(problem: phasing.Problem, options: ReconstructionOptions, watch: "_Watch") -> tuple[Objects, float]:
@@ -249,6 +275,9 @@ def judge(
     numbers: dict[str, Any] = {
         "chi2": float(amplitude_loss(fields, counts.sqrt(), valid)[0]),
         "free_llk": float(poisson_deviance(fields.abs().square(), counts, held_out)[0]),
+        "free_chi2": float(amplitude_loss(fields, counts.sqrt(), held_out)[0]),
+        "noise": float(counts.clamp_max(0.25)[held_out].sum() / counts[held_out].sum()),
+        "noise_all": float(counts.clamp_max(0.25)[valid].sum() / counts[valid].sum()),
     }
     if len(densities) > 1:
         first, *others = densities.cpu().numpy()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bluesky_cdinn.forward import AXES, to_centre, to_corner
 
+# Keeps quotients by a vanishing field finite; far below one count.
 TINY = 1e-12
 
 
