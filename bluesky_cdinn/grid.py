@@ -5,10 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 # A crystal phased on a coarse level must still be this many voxels across: fewer can't hold its phase.
 ACROSS = 11
+# A grid is this much longer than the autocorrelation, whose extent is an estimate.
+MARGIN = 1.25
+# Fewer voxels than this share must do for a coarser sampling to be worth its way there and back.
+WORTHWHILE = 0.4
 # Along each axis a level holds this share of the counts.
 SHARE = 0.985
 # The smallest level. Below it an iteration costs next to nothing already.
@@ -68,6 +72,68 @@ def _even_fast(n: int) -> int:
     while scipy.fft.next_fast_len(n) != n or n % 2:
         n += 2
     return n
+
+
+def sufficient_shape(shape: Sequence[int], extent: Sequence[float]) -> tuple[int, int, int]:
+    """Return the smallest grid that samples a crystal's diffraction as sampling theory needs.
+
+    The intensity is band-limited: its transform, the autocorrelation, is zero beyond twice the crystal's
+    extent. A finer sampled pattern holds no more information, only more voxels.
+
+    Parameters
+    ----------
+    shape
+        Of the measured volume.
+    extent
+        The crystal's, along each axis, in object voxels.
+    """
+    wanted = [
+        min(n, _even_fast(max(FLOOR // 2, int(np.ceil(MARGIN * 2 * e)))))
+        for n, e in zip(shape, extent, strict=True)
+    ]
+    if np.prod(wanted) > WORTHWHILE * np.prod(shape):
+        wanted = list(shape)
+    return int(wanted[0]), int(wanted[1]), int(wanted[2])
+
+
+def resample_intensity(
+    intensity: NDArray[np.float32], valid: NDArray[np.bool_], shape: Sequence[int]
+) -> NDArray[np.float32]:
+    """Sample a diffraction pattern more coarsely over the same range of frequencies.
+
+    The autocorrelation is cut to a box of ``shape``, which must hold it, and transformed back. Each new
+    voxel takes in the photons of the old ones it stands for, so that counts stay Poisson-distributed.
+
+    Parameters
+    ----------
+    intensity
+        Counts, float32 (n0, n1, n2), zero frequency at n // 2.
+    valid
+        bool, the same shape; voxels that are not are filled from their neighbours first.
+    shape
+        Of the new grid.
+
+    Returns
+    -------
+    NDArray
+        Counts, float32 of ``shape``, not negative.
+    """
+    filled = fill_invalid(intensity, valid)
+    lags = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(filled)))
+    small = np.fft.ifftshift(lags[window_on_grid(filled.shape, shape)])
+    sampled = np.fft.fftshift(np.fft.fftn(small)).real
+    # Both FFTs are orthonormal on their own grid: the same field is stronger on fewer voxels.
+    return (sampled * (filled.size / sampled.size)).clip(0).astype(np.float32)
+
+
+def fill_invalid(intensity: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the intensity with voxels that are not valid taken from the valid ones around them."""
+    filled = np.where(valid, intensity, 0).astype(np.float32)
+    if valid.all():
+        return filled
+    weight = gaussian_filter(valid.astype(np.float32), 1.0)
+    around = gaussian_filter(filled, 1.0) / np.maximum(weight, 1e-3)
+    return np.where(valid, filled, around)
 
 
 def held_out_voxels(

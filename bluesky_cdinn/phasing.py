@@ -72,17 +72,13 @@ class Problem:
         return Measurement(cut[0], cut[1], cut[2])
 
 
-def search(
-    problem: Problem, start: Start, count: int, generator: torch.Generator, watch: Watch
-) -> tuple[Objects, float]:
+def search(problem: Problem, start: Start, count: int, generator: torch.Generator, watch: Watch) -> Objects:
     """Phase several starts on the coarsest level until two agree.
 
     Returns
     -------
     Objects
         Those of the attempt that agreed best: the lowest chi2 first, then by agreement with it.
-    float
-        The correlation of the first two; NaN for one start.
     """
     measurement = problem.at(problem.levels[0])
     best = None
@@ -98,7 +94,7 @@ def search(
         if best.agreement > SURE or (attempt is not best and best.agreement > AGREED):
             break
     assert best is not None
-    return best.objects, best.agreement
+    return best.objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +171,31 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
         ShrinkWrap(0.15, sigma=0.7),
         # Strong smoothing first: it finds where weaker smoothing would take long to get.
         AcceleratedER(30, SMOOTHNESS, least=0.05),
+        ShrinkWrap(0.1, sigma=1.0),
         AcceleratedER(30, SMOOTHNESS),
     ]
     for state in run(recipe, objects, measurement):
         watch(state)
     return objects
+
+
+def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
+    """Fit objects found on a smaller grid to the measurement on its own, with zeros around them."""
+    shape = measurement.magnitude.shape
+    starts = len(objects.density)
+    whole = Objects.start(
+        torch.zeros((starts, *shape), dtype=objects.density.dtype, device=objects.density.device),
+        torch.zeros((starts, *shape), device=objects.density.device),
+    )
+    window = (slice(None), *window_on_grid(shape, objects.density.shape[-3:]))
+    # The objects are centred at n // 2, away from the smaller box's edge.
+    whole.density[window], whole.support[window] = objects.density, objects.support
+    # The measured grid has more photons a degree of freedom, and needs less smoothing.
+    recipe: list[Step] = [
+        AcceleratedER(10, SMOOTHNESS / 4),
+        ShrinkWrap(0.1, sigma=1.0),
+        AcceleratedER(30, SMOOTHNESS / 4),
+    ]
+    for state in run(recipe, whole, measurement):
+        watch(state)
+    return whole

@@ -20,7 +20,14 @@ from bluesky_cdinn import phasing, quality
 from bluesky_cdinn.errors import Cancelled, IncompleteScan, InvalidInput, MissingMetadata
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre, to_corner
 from bluesky_cdinn.geometry import volume_bases
-from bluesky_cdinn.grid import coarse_levels, held_out_voxels, signal_window
+from bluesky_cdinn.grid import (
+    coarse_levels,
+    fill_invalid,
+    held_out_voxels,
+    resample_intensity,
+    signal_window,
+    sufficient_shape,
+)
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
 from bluesky_cdinn.records import DiffractionVolume, Progress, Reconstruction, RockingCurve
@@ -37,6 +44,8 @@ HELD_OUT, CORE = 0.02, 0.15
 FINALISTS = 2
 # Voxels of over this share of the peak are the peak's own, not background.
 FRINGES = 0.02
+# Voxels that are not valid may hold this share of the counts before the grid is left as it is.
+FILLED = 0.01
 # Fewer slices or counts than this hold no crystal.
 FEWEST_SLICES, FEWEST_COUNTS = 8, 500
 # Share of the whole that is done when a stage ends; the first object takes about half of it.
@@ -132,12 +141,12 @@ def reconstruct(
     with torch.inference_mode():
         with watch.stage("prepare"):
             centred, roll = centre_peak(volume)
-            problem, free = pose(centred, options, device)
-        objects, agreement = solve(problem, options, watch)
+            posed = pose(centred, options, device)
+        objects, best = solve(posed, options, watch)
         with watch.stage("judge"):
-            numbers = judge(objects, centred, free, agreement)
+            numbers = judge(best, objects, centred, posed.full)
     density, support = quality.canonical(
-        to_centre(objects.density[0]).cpu().numpy(), to_centre(objects.support[0]).cpu().numpy() > 0
+        to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
     )
     support &= quality.half_level_support(density)
     with watch.stage("strain"):
@@ -160,7 +169,7 @@ def reconstruct(
         scalars=scalars,
         resolution_curve=transfer,
         progress=np.asarray(watch.chi2, dtype=np.float32),
-        parameters=parameters(options, problem, device),
+        parameters=parameters(options, posed.working, device),
         history=(*volume.history, {"step": "reconstruct", "roll": list(roll)}),
         **physical,
     )
@@ -230,65 +239,96 @@ def centre_of_counts(volume: DiffractionVolume) -> tuple[float, ...]:
     return tuple(centre)
 
 
-def pose(
-    volume: DiffractionVolume, options: ReconstructionOptions, device: torch.device
-) -> tuple[phasing.Problem, NDArray[np.bool_]]:
-    """Return the volume as a phase problem, and which of its voxels were held out of it."""
-    free = held_out_voxels(volume.valid, HELD_OUT, CORE, np.random.default_rng(options.seed))
-    magnitude = torch.from_numpy(np.sqrt(np.where(volume.valid, volume.intensity.clip(0), 0))).to(device)
-    fitted = torch.from_numpy(volume.valid & ~free).to(device)
-    box = to_centre(autocorrelation_support(to_corner(magnitude).square(), 0.01)).cpu().numpy()
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """A volume made ready.
+
+    Parameters
+    ----------
+    working
+        The phase problem, sampled no finer than the crystal needs.
+    full
+        The same measurement on the volume's own grid.
+    """
+
+    working: phasing.Problem
+    full: Measurement
+
+
+def pose(volume: DiffractionVolume, options: ReconstructionOptions, device: torch.device) -> Posed:
+    """Return a volume, centred on its peak, as a phase problem."""
+    rng = np.random.default_rng(options.seed)
+    intensity = np.where(volume.valid, volume.intensity, 0).clip(0)
+    free = held_out_voxels(volume.valid, HELD_OUT, CORE, rng)
+    full = _measurement(intensity, volume.valid, free, device)
+    # A level high enough to leave out the autocorrelation's halo; the margins make up for what it cuts.
+    box = to_centre(autocorrelation_support(full.magnitude.square(), 0.01)).cpu().numpy()
     extent = [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
-    levels = coarse_levels(np.where(volume.valid, volume.intensity, 0), extent)
-    held_out = torch.from_numpy(free).to(device)
-    measurement = Measurement(to_corner(magnitude), to_corner(fitted), to_corner(held_out))
-    return phasing.Problem(measurement, levels), free
+    shape = sufficient_shape(intensity.shape, extent)
+    if shape == intensity.shape or not fillable(intensity, volume.valid):
+        return Posed(phasing.Problem(full, coarse_levels(intensity, extent)), full)
+    sampled = resample_intensity(intensity, volume.valid & ~free, shape)
+    measured = np.ones(shape, dtype=np.bool_)
+    working = _measurement(sampled, measured, held_out_voxels(measured, HELD_OUT, CORE, rng), device)
+    return Posed(phasing.Problem(working, coarse_levels(sampled, extent)), full)
 
 
-def solve(problem: phasing.Problem, options: ReconstructionOptions, watch: "_Watch") -> tuple[Objects, float]:
-    """Return objects on the full grid, the best first, and how well the starts agree."""
+def fillable(intensity: NDArray[np.float32], valid: NDArray[np.bool_]) -> bool:
+    """Return whether voxels that are not valid matter too little for their filling to do harm."""
+    filled = fill_invalid(intensity, valid)
+    return float(filled[~valid].sum()) < FILLED * float(filled.sum())
+
+
+def _measurement(
+    intensity: NDArray[np.float32], valid: NDArray[np.bool_], free: NDArray[np.bool_], device: torch.device
+) -> Measurement:
+    arrays = (np.sqrt(intensity), valid & ~free, free)
+    return Measurement(*(to_corner(torch.from_numpy(array).to(device)) for array in arrays))
+
+
+def solve(posed: Posed, options: ReconstructionOptions, watch: "_Watch") -> tuple[Objects, Objects]:
+    """Return the finalists on the working grid, the best first, and the best on the full grid."""
     generator = torch.Generator().manual_seed(options.seed)
     start = start_named(options.start)
+    problem = posed.working
     if not options.refine:
         with watch.stage("starts"):
-            return start(problem.measurement, 1, generator), float("nan")
+            objects = start(posed.full, 1, generator)
+        return objects, objects
     with watch.stage("starts"):
-        objects, agreement = phasing.search(problem, start, options.starts, generator, watch)
+        objects = phasing.search(problem, start, options.starts, generator, watch)
         objects = objects.keep(torch.arange(min(FINALISTS, options.starts)))
     with watch.stage("projections"):
         for level in problem.levels[1:]:
             objects = phasing.climb(objects, problem, level, watch)
     with watch.stage("polish"):
         objects = phasing.polish(objects, problem.measurement, watch)
-    return objects.keep(objects.chi2.argsort()), agreement
+        objects = objects.keep(objects.chi2.argsort())
+        best = objects.keep(torch.arange(1))
+        if problem.measurement is not posed.full:
+            best = phasing.finish(best, posed.full, watch)
+    return objects, best
 
 
-def judge(
-    objects: Objects, volume: DiffractionVolume, free: NDArray[np.bool_], agreement: float
-) -> dict[str, Any]:
-    """Return chi2, free_llk, confidence and, from several objects, agreement, PRTF and resolution."""
-    densities = to_centre(objects.density)
-    counts = torch.from_numpy(volume.intensity).clamp_min(0).to(densities.device)
-    fields = propagate(densities[:1])
-    valid = torch.from_numpy(volume.valid).to(densities.device)
-    held_out = torch.from_numpy(free).to(densities.device)
+def judge(best: Objects, finalists: Objects, volume: DiffractionVolume, full: Measurement) -> dict[str, Any]:
+    """Return chi2, free_llk, confidence and, from several finalists, agreement, PRTF and its cut-off."""
+    assert full.held_out is not None
+    field = propagate(to_centre(best.density))
+    counts = to_centre(full.magnitude).square()
+    valid = torch.from_numpy(volume.valid).to(field.device)
+    deviance = poisson_deviance(field.abs().square(), counts, to_centre(full.held_out))
     numbers: dict[str, Any] = {
-        "chi2": float(amplitude_loss(fields, counts.sqrt(), valid)[0]),
-        "free_llk": float(poisson_deviance(fields.abs().square(), counts, held_out)[0]),
-        "free_chi2": float(amplitude_loss(fields, counts.sqrt(), held_out)[0]),
-        "noise": float(counts.clamp_max(0.25)[held_out].sum() / counts[held_out].sum()),
-        "noise_all": float(counts.clamp_max(0.25)[valid].sum() / counts[valid].sum()),
+        "chi2": float(amplitude_loss(field, counts.sqrt(), valid)[0]),
+        "free_llk": float(deviance[0]),
     }
-    if len(densities) > 1:
-        first, *others = densities.cpu().numpy()
+    if len(finalists.density) > 1:
+        first, *others = to_centre(finalists.density).cpu().numpy()
         aligned = [first, *(quality.align(other, first) for other in others)]
         numbers["transfer"] = quality.phase_retrieval_transfer(aligned)
         numbers["resolved"] = quality.resolved_frequency(numbers["transfer"])
         numbers["agreement"] = quality.similarity(aligned[1], first)
         numbers["phase_spread_rad"] = quality.phase_difference(aligned[1], first)
-    elif np.isfinite(agreement):
-        numbers["agreement"] = agreement
-    numbers["confidence"] = quality.confidence(numbers.get("agreement"))
+    numbers["confidence"] = quality.confidence(numbers.get("agreement"), numbers["free_llk"])
     return numbers
 
 
@@ -328,6 +368,7 @@ def parameters(
     return {
         **options.model_dump(mode="json"),
         "device": str(device),
+        "working_shape": list(problem.measurement.magnitude.shape),
         "levels": [list(level) for level in problem.levels],
         "held_out": HELD_OUT,
         "version": bluesky_cdinn.__version__,

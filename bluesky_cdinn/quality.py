@@ -257,7 +257,7 @@ def phase_retrieval_transfer(densities: Sequence[Complex]) -> NDArray[np.float32
     return np.stack([(np.arange(shells) + 0.5) / (2 * shells), value]).astype(np.float32)
 
 
-def confidence(agreement: float | None) -> float:
+def confidence(agreement: float | None, free_llk: float) -> float:
     """Return the estimated probability that an object is the crystal, from how well two starts agree.
 
     A logistic curve through the outcomes of simulated cases (docs/explanations/phasing.md). One start
