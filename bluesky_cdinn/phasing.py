@@ -35,7 +35,7 @@ AGREED, SURE = 0.9, 0.97
 # A crystal's amplitude is even; what exceeds this multiple of it is stagnation, not matter.
 CEILING = 1.15
 # Of the interior against counting noise; see refine.AcceleratedER.
-SMOOTHNESS = 400.0
+SMOOTHNESS = 100.0
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
 # crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
 # off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
@@ -170,8 +170,8 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
         CentreObjects(),
         ShrinkWrap(0.15, sigma=0.7),
         # Strong smoothing first: it finds where weaker smoothing would take long to get.
-        AcceleratedER(30, SMOOTHNESS, least=0.05),
-        ShrinkWrap(0.1, sigma=1.0),
+        AcceleratedER(30, 4 * SMOOTHNESS, least=0.05),
+        ShrinkWrap(0.15, sigma=0.7),
         AcceleratedER(30, SMOOTHNESS),
     ]
     for state in run(recipe, objects, measurement):
@@ -192,9 +192,9 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     whole.density[window], whole.support[window] = objects.density, objects.support
     # The measured grid has more photons a degree of freedom, and needs less smoothing.
     recipe: list[Step] = [
-        AcceleratedER(10, SMOOTHNESS / 4),
-        ShrinkWrap(0.1, sigma=1.0),
-        AcceleratedER(30, SMOOTHNESS / 4),
+        AcceleratedER(10, SMOOTHNESS / 2),
+        ShrinkWrap(0.15, sigma=0.7),
+        AcceleratedER(30, SMOOTHNESS / 2),
     ]
     for state in run(recipe, whole, measurement):
         watch(state)
