@@ -95,7 +95,9 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class RockingCurve:
-    """What the documents of one rocking scan say, point by point, in the order of measurement.
+    """What the documents of one rocking scan say, frame by frame, in the order of measurement.
+
+    An angle may come more than once: repeated points and several frames a point add up.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ class RockingCurve:
     raw_uid, scan_id
         Of the raw run.
     exit_status
-        The raw run's: "success", "abort" or "fail".
+        The raw run's: "success", "abort" or "fail"; "unfinished" before it stopped.
     expected_points
         How many points the plan announced, None where it did not.
     metadata
