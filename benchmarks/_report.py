@@ -1,0 +1,252 @@
+"""Rows to tables and a figure."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+NAMES = {
+    "ours": "**bluesky-cdinn**",
+    "er_hio": "plain torch ER/HIO",
+    "adam": "Adam alone, as in 3D-CDI-NN",
+    "cohere": "cohere, threshold 0.1",
+    "cohere_sharp": "cohere, threshold 0.2",
+    "pynx": "PyNX",
+}
+COLOURS = {
+    "ours": "#c1272d",
+    "er_hio": "#777777",
+    "adam": "#bbbbbb",
+    "cohere": "#0000a7",
+    "cohere_sharp": "#6b6bd6",
+    "pynx": "#008176",
+}
+FIGURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "benchmark_phasing.png"
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in body)]) + "\n"
+
+
+def ordered(rows: Iterable[Row], key: str, order: Iterable[str] | None = None) -> list[tuple[str, list[Row]]]:
+    """Return rows in groups, in the order given or met."""
+    groups: dict[str, list[Row]] = {name: [] for name in order or ()}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return [(name, group) for name, group in groups.items() if group]
+
+
+def median(rows: Iterable[Row], key: str) -> float:
+    return float(np.nanmedian([row[key] for row in rows]))
+
+
+def successes(rows: Sequence[Row]) -> str:
+    return f"{sum(row['success'] for row in rows)} of {len(rows)}"
+
+
+def is_main(row: Row) -> bool:
+    return row["case"].startswith("main")
+
+
+def main_table(rows: Sequence[Row]) -> str:
+    """Return the programs side by side on the main cases."""
+    head = (
+        "program",
+        "success",
+        "CPU s",
+        "wall s",
+        "CPU s a success",
+        "CPU, times ours",
+        "chi2",
+        "over the truth's",
+        "phase RMSE, rad",
+        "IoU",
+        "amplitude NRMSE",
+        "correlation",
+    )
+    mine = {row["case"]: row for row in rows if row["program"] == "ours"}
+    body = []
+    for name, group in ordered(filter(is_main, rows), "program", NAMES):
+        solved = sum(row["success"] for row in group)
+        ratios = [row["cpu_s"] / mine[row["case"]]["cpu_s"] for row in group if row["case"] in mine]
+        cells = [
+            NAMES[name],
+            successes(group),
+            f"{median(group, 'cpu_s'):.2f}",
+            f"{median(group, 'wall_s'):.2f}",
+        ]
+        cells += [f"{sum(row['cpu_s'] for row in group) / solved:.1f}" if solved else "-"]
+        cells += [f"{np.median(ratios):.1f}" if ratios else "-"]
+        cells += [f"{1e3 * median(group, 'chi2'):.2f}e-3", f"{median(group, 'chi2_over_truth'):.2f}"]
+        keys = ("phase_rmse", "iou", "amplitude_nrmse", "correlation")
+        body.append([*cells, *(f"{median(group, key):.3f}" for key in keys)])
+    return table(head, body)
+
+
+def class_table(rows: Sequence[Row]) -> str:
+    """Return success, phase RMSE and CPU time of each program, kind by kind."""
+    programs = [name for name, _ in ordered(rows, "program", NAMES) if name != "adam"]
+    body = []
+    for kind, group in ordered(rows, "kind"):
+        cells = [f"{kind} ({len({row['case'] for row in group})})"]
+        for name in programs:
+            part = [row for row in group if row["program"] == name]
+            cells.append(
+                f"{successes(part)}; {median(part, 'phase_rmse'):.3f}; {median(part, 'iou'):.3f}; "
+                f"{median(part, 'cpu_s'):.1f}"
+                if part
+                else "-"
+            )
+        body.append(cells)
+    return table(["kind (cases)", *(NAMES[name] for name in programs)], body)
+
+
+def confidence_table(rows: Sequence[Row]) -> str:
+    """Return how ours judges itself, kind by kind."""
+    mine = [row for row in rows if row["program"] == "ours"]
+    body = []
+    for kind, group in ordered(mine, "kind"):
+        good = [row for row in group if row["success"]]
+        bad = [row for row in group if not row["success"]]
+        near = [row for row in bad if row["phase_rmse"] < 0.1]
+        trusted = [sum(row["confidence"] >= 0.5 for row in part) for part in (good, bad)]
+        wrong = sum(row["confidence"] >= 0.5 for row in bad if row not in near)
+        body.append(
+            [kind, f"{trusted[0]} of {len(good)}", f"{len(bad) - trusted[1]} of {len(bad)}", str(wrong)]
+        )
+    head = ["kind", "successes trusted", "failures flagged", "trusted, and phase RMSE over 0.1 rad"]
+    return table(head, body)
+
+
+def failure_table(rows: Sequence[Row]) -> str:
+    """Return what ours didn't solve, one by one."""
+    head = [
+        "case",
+        "kind",
+        "phase range, rad",
+        "oversampling",
+        "chi2 over the truth's",
+        "phase RMSE, rad",
+        "IoU",
+    ]
+    body = [
+        [
+            row["case"],
+            row["kind"],
+            f"{row['phase_range_rad']:.2f}",
+            " x ".join(f"{value:.2f}" for value in row["oversampling"]),
+            f"{row['chi2_over_truth']:.2f}",
+            f"{row['phase_rmse']:.3f}",
+            f"{row['iou']:.3f}",
+            f"{row['confidence']:.2f}",
+        ]
+        for row in rows
+        if row["program"] == "ours" and not row["success"]
+    ]
+    return table([*head, "phase RMSE, rad", "IoU", "confidence"], body) if body else "None.\n"
+
+
+def scan_table(scans: Sequence[Row]) -> str:
+    """Return cost, fit and agreement between seeds on the real scan."""
+    head = [
+        "volume",
+        "program",
+        "seeds",
+        "CPU s",
+        "chi2, median (range)",
+        "correlation of pairs, median (least)",
+    ]
+    body = []
+    for kind, group in ordered(scans, "kind"):
+        for name, (row,) in ordered(group, "program", NAMES):
+            chi2, same, apart = (row[k] for k in ("chi2", "correlations", "phase_differences_rad"))
+            body.append(
+                [
+                    kind,
+                    NAMES[name],
+                    str(row["seeds"]),
+                    f"{np.median(row['cpu_s']):.1f}",
+                    f"{np.median(chi2):.4f} ({min(chi2):.4f}-{max(chi2):.4f})",
+                    f"{np.median(same):.3f} ({min(same):.3f})" if same else "-",
+                    f"{np.median(apart):.3f}" if apart else "-",
+                    f"{row['alike']} of {row['seeds']}",
+                ]
+            )
+    return table(head, body)
+
+
+def program_table(programs: dict[str, Row]) -> str:
+    """Return what ran where and when."""
+    head = ["program", "version", "torch", "date", "processor"]
+    body = [
+        [
+            NAMES[name],
+            str(facts.get("version", facts["commit"] if name == "ours" else "")),
+            "" if name == "pynx" else facts["torch"],
+            facts["date"],
+            f"{facts['cpu']}, {facts['cores']} cores, one thread",
+        ]
+        for name, facts in sorted(programs.items(), key=lambda item: list(NAMES).index(item[0]))
+    ]
+    return table(head, body)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw phase error by phase range, success by kind, and CPU time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = [(n, g) for n, g in ordered(rows, "program", NAMES) if n != "adam"]
+    kinds = [kind for kind, _ in ordered(rows, "kind")]
+    figure, (error, share, cost) = plt.subplots(
+        1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1.2, 1.3, 0.8)
+    )
+    for place, (name, group) in enumerate(groups):
+        label, colour = NAMES[name].strip("*"), COLOURS[name]
+        clean = [row for row in group if is_main(row) or row["kind"].startswith("very")]
+        x = [row["phase_range_rad"] / np.pi for row in clean]
+        mark = {"s": 22 if name == "ours" else 14, "color": colour, "zorder": 3 if name == "ours" else 2}
+        error.scatter(x, [max(row["phase_rmse"], 1e-3) for row in clean], label=label, **mark)
+        parts = [[row["success"] for row in group if row["kind"] == kind] for kind in kinds]
+        heights = [float(np.mean(part)) if part else 0.0 for part in parts]
+        offsets = np.arange(len(kinds)) + (place - (len(groups) - 1) / 2) * 0.8 / len(groups)
+        share.bar(offsets, heights, 0.8 / len(groups), color=colour)
+        cost.boxplot(
+            [row["cpu_s"] for row in group],
+            positions=[place],
+            widths=0.6,
+            whis=(0, 100),
+            boxprops={"color": colour},
+            medianprops={"color": colour},
+        )
+    error.axhline(0.1, color="black", lw=0.8, ls=":")
+    error.set(yscale="log", xlabel="phase range of the crystal, π rad", ylabel="phase RMSE, rad")
+    error.legend(fontsize=7, loc="upper left")
+    share.set_xticks(range(len(kinds)), [kind.replace(", ", "\n") for kind in kinds], rotation=35, fontsize=7)
+    share.set(ylabel="solved: RMSE < 0.1 rad and IoU > 0.95", ylim=(0, 1.02))
+    names = [NAMES[name].strip("*").replace(", ", "\n") for name, _ in groups]
+    cost.set_xticks(range(len(groups)), names, rotation=35, fontsize=7)
+    cost.set(ylabel="CPU s a case", ylim=(0, None))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def report(programs: dict[str, Row], rows: Sequence[Row], scans: Sequence[Row]) -> str:
+    """Return all tables as Markdown."""
+    sections: list[tuple[str, Callable[[], str]]] = [
+        ("Synthetic crystals, 0.5 to 2π rad, 1e6 counts", lambda: main_table(rows)),
+        ("By kind: success; median phase RMSE, rad; median IoU; median CPU s", lambda: class_table(rows)),
+        ("How it judges itself", lambda: confidence_table(rows)),
+        ("What it didn't solve", lambda: failure_table(rows)),
+    ]
+    if scans:
+        sections.append(("The real scan", lambda: scan_table(scans)))
+    sections.append(("What ran", lambda: program_table(programs)))
+    return "\n".join(f"### {title}\n\n{make()}" for title, make in sections)
