@@ -13,6 +13,8 @@ ACROSS = 11
 MARGIN = 1.25
 # Fewer voxels than this share must do for a coarser sampling to be worth its way there and back.
 WORTHWHILE = 0.4
+# Iterations that fill what was not measured, and the autocorrelation's level that counts as empty.
+FILLINGS, EMPTY = 30, 0.01
 # Along each axis a level holds this share of the counts.
 SHARE = 0.985
 # The smallest level. Below it an iteration costs next to nothing already.
@@ -118,7 +120,7 @@ def resample_intensity(
     NDArray
         Counts, float32 of ``shape``, not negative.
     """
-    filled = fill_invalid(intensity, valid)
+    filled = _from_neighbours(intensity, valid, 1.0)
     lags = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(filled)))
     small = np.fft.ifftshift(lags[window_on_grid(filled.shape, shape)])
     sampled = np.fft.fftshift(np.fft.fftn(small)).real
@@ -127,13 +129,34 @@ def resample_intensity(
 
 
 def fill_invalid(intensity: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the intensity with voxels that are not valid taken from the valid ones around them."""
+    """Return the intensity with voxels that are not valid estimated from all that are.
+
+    A crystal's pattern is band-limited: where its autocorrelation vanishes is alternately enforced with
+    the measured values (Papoulis 1975; Gerchberg 1974), from a first estimate by the neighbours' mean
+    magnitude. Zeros instead would put streaks into the autocorrelation, and with them the support.
+    """
     filled = np.where(valid, intensity, 0).astype(np.float32)
-    if valid.all():
+    if valid.all() or not valid.any():
         return filled
-    weight = gaussian_filter(valid.astype(np.float32), 1.0)
-    around = gaussian_filter(filled, 1.0) / np.maximum(weight, 1e-3)
-    return np.where(valid, filled, around)
+    filled = _from_neighbours(filled, valid, 2.0)
+    for _ in range(FILLINGS):
+        lags = np.fft.rfftn(filled)
+        size = np.abs(lags)
+        lags[size < EMPTY * size.max()] = 0
+        smooth = np.fft.irfftn(lags, s=filled.shape, axes=(0, 1, 2)).astype(np.float32)
+        filled = np.where(valid, filled, smooth.clip(0))
+    return filled
+
+
+def _from_neighbours(
+    intensity: NDArray[np.float32], valid: NDArray[np.bool_], sigma: float
+) -> NDArray[np.float32]:
+    """Return the intensity, the squared mean magnitude of the valid neighbours where it is not valid."""
+    if valid.all():
+        return intensity.astype(np.float32)
+    reach = gaussian_filter(valid.astype(np.float32), sigma)
+    magnitude = gaussian_filter(np.sqrt(np.where(valid, intensity, 0)), sigma)
+    return np.where(valid, intensity, (magnitude / np.maximum(reach, 1e-3)) ** 2).astype(np.float32)
 
 
 def held_out_voxels(

@@ -8,6 +8,7 @@ iterations on each finer level.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from bluesky_cdinn import quality
@@ -66,10 +67,10 @@ class Problem:
         window = window_on_grid(full.magnitude.shape, shape)
         cut = [
             None if array is None else to_corner(to_centre(array)[window])
-            for array in (full.magnitude, full.fitted, full.held_out)
+            for array in (full.magnitude, full.fitted, full.held_out, full.filled)
         ]
         assert cut[0] is not None
-        return Measurement(cut[0], cut[1], cut[2])
+        return Measurement(cut[0], *cut[1:])
 
 
 def search(problem: Problem, start: Start, count: int, generator: torch.Generator, watch: Watch) -> Objects:
@@ -78,12 +79,13 @@ def search(problem: Problem, start: Start, count: int, generator: torch.Generato
     Returns
     -------
     Objects
-        Those of the attempt that agreed best: the lowest chi2 first, then by agreement with it.
+        Two, each the mean of half of the starts that agree in the attempt that agreed best; or one, of
+        a single start.
     """
     measurement = problem.at(problem.levels[0])
     best = None
     for level, excess, effort in ATTEMPTS if count > 1 else ATTEMPTS[:1]:
-        room = excess * float(autocorrelation_support(measurement.magnitude.square(), level).sum())
+        room = excess * float(autocorrelation_support(measurement.intensity, level).sum())
         objects = start(measurement, count, generator)
         for state in run(search_recipe(max(1, int(room)), effort), objects, measurement):
             watch(state)
@@ -94,7 +96,7 @@ def search(problem: Problem, start: Start, count: int, generator: torch.Generato
         if best.agreement > SURE or (attempt is not best and best.agreement > AGREED):
             break
     assert best is not None
-    return best.objects
+    return best.halves()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,23 +107,42 @@ class Attempt:
     ----------
     objects
         The lowest chi2 first, then by agreement with it.
-    agreement
-        Complex correlation of the first two; NaN for one start.
+    agreements
+        Complex correlation of each with the first.
     """
 
     objects: Objects
-    agreement: float
+    agreements: list[float]
 
     @classmethod
     def of(cls, objects: Objects) -> "Attempt":
         """Rank objects."""
         objects = objects.keep(objects.chi2.argsort())
-        if len(objects.chi2) == 1:
-            return cls(objects, float("nan"))
         densities = to_centre(objects.density).cpu().numpy()
-        agreement = torch.tensor([1.0, *(quality.correlation(d, densities[0]) for d in densities[1:])])
-        order = agreement.argsort(descending=True)
-        return cls(objects.keep(order.to(objects.density.device)), float(agreement[order[1]]))
+        agreement = [1.0, *(quality.correlation(d, densities[0]) for d in densities[1:])]
+        order = sorted(range(len(agreement)), key=lambda i: -agreement[i])
+        return cls(objects.keep(torch.tensor(order)), [agreement[i] for i in order])
+
+    @property
+    def agreement(self) -> float:
+        """Complex correlation of the first two; NaN for one start."""
+        return self.agreements[1] if len(self.agreements) > 1 else float("nan")
+
+    def halves(self) -> Objects:
+        """Return the means of the first, third, ... and of the second, fourth, ... that agree.
+
+        Means lose what the starts don't have in common; two independent ones can still be compared.
+        """
+        if len(self.agreements) < 2:
+            return self.objects
+        densities = list(to_centre(self.objects.density).cpu().numpy())
+        same = [i for i, agreement in enumerate(self.agreements) if agreement > AGREED or i < 2]
+        aligned = [quality.align(densities[i], densities[0]) if i else densities[0] for i in same]
+        means = np.stack([np.mean(aligned[half::2], axis=0) for half in range(2)])
+        density = to_corner(torch.from_numpy(means).to(self.objects.density.device))
+        amplitude = density.abs()
+        support = gaussian_blur(amplitude, 1.0) > 0.2 * typical_amplitude(amplitude)
+        return Objects(density, support.to(amplitude.dtype), self.objects.chi2[:2].clone())
 
 
 def search_recipe(room: int, effort: int = 1) -> list[Step]:
@@ -193,7 +214,7 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     # The measured grid has more photons a degree of freedom, and needs less smoothing.
     recipe: list[Step] = [
         AcceleratedER(10, SMOOTHNESS / 2),
-        ShrinkWrap(0.15, sigma=0.7),
+        ShrinkWrap(0.12, sigma=0.7),
         AcceleratedER(30, SMOOTHNESS / 2),
     ]
     for state in run(recipe, whole, measurement):

@@ -260,29 +260,30 @@ def pose(volume: DiffractionVolume, options: ReconstructionOptions, device: torc
     rng = np.random.default_rng(options.seed)
     intensity = np.where(volume.valid, volume.intensity, 0).clip(0)
     free = held_out_voxels(volume.valid, HELD_OUT, CORE, rng)
-    full = _measurement(intensity, volume.valid, free, device)
+    filled = fill_invalid(intensity, volume.valid)
+    full = _measurement(intensity, volume.valid, free, filled, device)
     # A level high enough to leave out the autocorrelation's halo; the margins make up for what it cuts.
-    box = to_centre(autocorrelation_support(full.magnitude.square(), 0.01)).cpu().numpy()
+    box = to_centre(autocorrelation_support(full.intensity, 0.01)).cpu().numpy()
     extent = [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
     shape = sufficient_shape(intensity.shape, extent)
-    if shape == intensity.shape or not fillable(intensity, volume.valid):
-        return Posed(phasing.Problem(full, coarse_levels(intensity, extent)), full)
-    sampled = resample_intensity(intensity, volume.valid & ~free, shape)
+    filling = float(filled[~volume.valid].sum()) / float(filled.sum())
+    if shape == intensity.shape or filling > FILLED:
+        return Posed(phasing.Problem(full, coarse_levels(filled, extent)), full)
+    sampled = resample_intensity(filled, volume.valid & ~free, shape)
     measured = np.ones(shape, dtype=np.bool_)
-    working = _measurement(sampled, measured, held_out_voxels(measured, HELD_OUT, CORE, rng), device)
+    spared = held_out_voxels(measured, HELD_OUT, CORE, rng)
+    working = _measurement(sampled, measured, spared, sampled, device)
     return Posed(phasing.Problem(working, coarse_levels(sampled, extent)), full)
 
 
-def fillable(intensity: NDArray[np.float32], valid: NDArray[np.bool_]) -> bool:
-    """Return whether voxels that are not valid matter too little for their filling to do harm."""
-    filled = fill_invalid(intensity, valid)
-    return float(filled[~valid].sum()) < FILLED * float(filled.sum())
-
-
 def _measurement(
-    intensity: NDArray[np.float32], valid: NDArray[np.bool_], free: NDArray[np.bool_], device: torch.device
+    intensity: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    free: NDArray[np.bool_],
+    filled: NDArray[np.float32],
+    device: torch.device,
 ) -> Measurement:
-    arrays = (np.sqrt(intensity), valid & ~free, free)
+    arrays = (np.sqrt(intensity), valid & ~free, free, filled)
     return Measurement(*(to_corner(torch.from_numpy(array).to(device)) for array in arrays))
 
 

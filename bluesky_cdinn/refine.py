@@ -33,11 +33,15 @@ class Measurement:
         bool (n0, n1, n2), False where nothing is known or the voxel is held out; None where all are.
     held_out
         bool (n0, n1, n2), True where measured and kept from the fit; None where none is.
+    filled
+        Counts with an estimate where nothing was measured, float32 (n0, n1, n2), for the autocorrelation;
+        None where all was.
     """
 
     magnitude: Tensor
     fitted: Tensor | None = None
     held_out: Tensor | None = None
+    filled: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.unfitted = None if self.fitted is None else (~self.fitted).to(self.magnitude.dtype)
@@ -48,6 +52,11 @@ class Measurement:
         # The chi2 that counting noise alone gives: the variance of sqrt(counts) is 1/4, and that of no
         # more than their mean where they are few.
         self.noise = float(counts.clamp_max(0.25).sum()) / max(self.power, TINY)
+
+    @property
+    def intensity(self) -> Tensor:
+        """Counts, or the estimate of them where they were not measured."""
+        return self.magnitude.square() if self.filled is None else self.filled
 
     def impose(self, field: Tensor) -> Tensor:
         """Give a field the measured magnitudes in place, keeping its phases and what was not measured."""
