@@ -49,8 +49,7 @@ $(RUN): pyproject.toml requirements.lock | $(BIN)/python
 	$(PIP) --editable .
 	@touch $@
 
-# pyright's own extra brings node as a wheel, where it would otherwise fetch it from the network when run.
 $(DEV): pyproject.toml requirements.lock $(RUN)
 	@echo "Installing what tests, lint and docs need into $(VENV) ..."
-	$(PIP) --editable ".[dev]" "pyright[nodejs]"
+	$(PIP) --editable ".[dev]"
 	@touch $@
