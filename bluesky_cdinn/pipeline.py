@@ -329,7 +329,7 @@ def judge(best: Objects, finalists: Objects, volume: DiffractionVolume, full: Me
         numbers["resolved"] = quality.resolved_frequency(numbers["transfer"])
         numbers["agreement"] = quality.similarity(aligned[1], first)
         numbers["phase_spread_rad"] = quality.phase_difference(aligned[1], first)
-    numbers["confidence"] = quality.confidence(numbers.get("agreement"), numbers["free_llk"])
+    numbers["confidence"] = quality.confidence(numbers.get("phase_spread_rad"))
     return numbers
 
 

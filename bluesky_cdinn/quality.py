@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Complex = NDArray[np.complexfloating[Any]]
 AXES = (0, 1, 2)
+# Of the confidence: intercept and slope.
+CALIBRATION = (-5.4, -1.8)
 
 
 @dataclass(frozen=True)
@@ -257,15 +259,17 @@ def phase_retrieval_transfer(densities: Sequence[Complex]) -> NDArray[np.float32
     return np.stack([(np.arange(shells) + 0.5) / (2 * shells), value]).astype(np.float32)
 
 
-def confidence(agreement: float | None, free_llk: float) -> float:
-    """Return the estimated probability that an object is the crystal, from how well two starts agree.
+def confidence(phase_spread: float | None) -> float:
+    """Return the estimated probability that an object's phase is right to 0.1 rad rms.
 
-    A logistic curve through the outcomes of simulated cases (docs/explanations/phasing.md). One start
-    alone says nothing, and gets an even chance.
+    A logistic curve in the logarithm of the phase difference between two independent objects, rad, fitted
+    to the outcomes of simulated crystals (docs/explanations/phasing.md). One object alone says nothing,
+    and gets an even chance.
     """
-    if agreement is None or not np.isfinite(agreement):
+    if phase_spread is None or not np.isfinite(phase_spread):
         return 0.5
-    return float(1 / (1 + np.exp(-(agreement - 0.93) / 0.015)))
+    intercept, slope = CALIBRATION
+    return float(1 / (1 + np.exp(-(intercept + slope * np.log(max(phase_spread, 1e-3))))))
 
 
 def resolved_frequency(transfer: NDArray[np.float32], level: float = 1 / np.e) -> float:

@@ -204,7 +204,7 @@ class Reconstruction:
     free_llk
         Poisson deviance a voxel on voxels held out of the fit.
     confidence
-        Estimated probability, 0 to 1, that this is the crystal (up to its twin).
+        Estimated probability, 0 to 1, that the phase is right to 0.1 rad rms (up to the ambiguities).
     seconds
         Wall time of the computing.
     cpu_s
