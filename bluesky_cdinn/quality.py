@@ -263,11 +263,13 @@ def confidence(phase_spread: float | None) -> float:
     """Return the estimated probability that an object's phase is right to 0.1 rad rms.
 
     A logistic curve in the logarithm of the phase difference between two independent objects, rad, fitted
-    to the outcomes of simulated crystals (docs/explanations/phasing.md). One object alone says nothing,
-    and gets an even chance.
+    to the outcomes of simulated crystals (docs/explanations/phasing.md). One object alone (None) says
+    nothing, and gets an even chance; two that share no place (NaN) get none.
     """
-    if phase_spread is None or not np.isfinite(phase_spread):
+    if phase_spread is None:
         return 0.5
+    if not np.isfinite(phase_spread):
+        return 0.0
     intercept, slope = CALIBRATION
     return float(1 / (1 + np.exp(-(intercept + slope * np.log(max(phase_spread, 1e-3))))))
 
