@@ -72,7 +72,8 @@ def amplitude_loss(field: Tensor, magnitude: Tensor, valid: Tensor | None = None
 def poisson_deviance(power: Tensor, counts: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the mean Poisson deviance a voxel, ``2 (m - n + n log(n / m))``, of a model from counts.
 
-    It is about 1 where the model is right and counts are not few, and zero where it is exact.
+    It is about 1 where the model is right and counts are not few, and zero where it is exact; a model
+    of less than a twentieth of a count is taken for that much.
 
     Parameters
     ----------
