@@ -189,8 +189,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as err:
         raise InvalidInput(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from err
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(f"device {name!r} was asked for, and torch sees no GPU here: use 'auto' or 'cpu'")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise InvalidInput(
+            f"device {name!r} was asked for, and torch sees {count or 'no'} GPU here: use 'auto' or 'cpu'"
+        )
     return device
 
 
@@ -200,10 +204,11 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
     The transform is periodic, so that rolling is exact; voxels that cross the edge stay what they were.
     """
     counts = float(volume.intensity[volume.valid].sum())
-    if not counts >= FEWEST_COUNTS or min(volume.intensity.shape) < FEWEST_SLICES:
+    if not FEWEST_COUNTS <= counts < np.inf or min(volume.intensity.shape) < FEWEST_SLICES:
         raise InvalidInput(
             f"a diffraction volume must have at least {FEWEST_SLICES} voxels a side and {FEWEST_COUNTS} "
-            f"valid counts, got shape {volume.intensity.shape} and {counts:.0f} counts"
+            f"valid counts, got shape {volume.intensity.shape} and {counts:.0f} counts; voxels that hold no "
+            "number must not be valid"
         )
     roll = tuple(
         n // 2 - round(p) for n, p in zip(volume.intensity.shape, centre_of_counts(volume), strict=True)
@@ -316,7 +321,7 @@ def judge(best: Objects, finalists: Objects, volume: DiffractionVolume, full: Me
     assert full.held_out is not None
     field = propagate(to_centre(best.density))
     counts = to_centre(full.magnitude).square()
-    valid = torch.from_numpy(volume.valid).to(field.device)
+    valid = torch.tensor(volume.valid, device=field.device)
     deviance = poisson_deviance(field.abs().square(), counts, to_centre(full.held_out))
     numbers: dict[str, Any] = {
         "chi2": float(amplitude_loss(field, counts.sqrt(), valid)[0]),
