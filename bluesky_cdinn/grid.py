@@ -69,6 +69,12 @@ def _width(intensity: NDArray[np.float32], axis: int) -> int:
     return 2 * int(np.searchsorted(inside, SHARE * inside[-1]))
 
 
+def smooth_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return the nearest lengths from ``shape`` up that an FFT is fast on: with no prime factor over 11."""
+    a, b, c = (int(scipy.fft.next_fast_len(n) or n) for n in shape)
+    return a, b, c
+
+
 def _even_fast(n: int) -> int:
     n += n % 2
     while scipy.fft.next_fast_len(n) != n or n % 2:

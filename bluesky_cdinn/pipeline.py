@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 import bluesky_cdinn
 from bluesky_cdinn import phasing, quality
 from bluesky_cdinn.errors import Cancelled, IncompleteScan, InvalidInput, MissingMetadata
-from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre, to_corner
+from bluesky_cdinn.forward import (
+    amplitude_loss,
+    backpropagate,
+    poisson_deviance,
+    propagate,
+    to_centre,
+    to_corner,
+)
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import (
     coarse_levels,
@@ -26,7 +33,9 @@ from bluesky_cdinn.grid import (
     held_out_voxels,
     resample_intensity,
     signal_window,
+    smooth_shape,
     sufficient_shape,
+    window_on_grid,
 )
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
@@ -141,10 +150,13 @@ def reconstruct(
     with torch.inference_mode():
         with watch.stage("prepare"):
             centred, roll = centre_peak(volume)
-            posed = pose(centred, options, device)
+            posed = pose(padded(centred), options, device)
         objects, best = solve(posed, options, watch)
+        best = unpadded(best, centred.intensity.shape)
         with watch.stage("judge"):
-            numbers = judge(best, objects, centred, posed.full)
+            window = window_on_grid(posed.full.magnitude.shape, centred.intensity.shape)
+            held_out = None if posed.full.held_out is None else to_centre(posed.full.held_out)[window]
+            numbers = judge(best, objects, centred, held_out)
     density, support = quality.canonical(
         to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
     )
@@ -223,6 +235,31 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
         window=(first, row, column),
     )
     return rolled, roll
+
+
+def padded(volume: DiffractionVolume) -> DiffractionVolume:
+    """Return the volume with voxels that are not valid around it, up to lengths that FFTs are fast on."""
+    shape = volume.intensity.shape
+    larger = smooth_shape(shape)
+    if larger == shape:
+        return volume
+    window = window_on_grid(larger, shape)
+    intensity, valid = np.zeros(larger, np.float32), np.zeros(larger, np.bool_)
+    intensity[window], valid[window] = volume.intensity, volume.valid
+    return DiffractionVolume(intensity, valid)
+
+
+def unpadded(objects: Objects, shape: tuple[int, ...]) -> Objects:
+    """Return objects on the grid whose field is the central window of theirs."""
+    larger = tuple(objects.density.shape[-3:])
+    if larger == shape:
+        return objects
+    window = (slice(None), *window_on_grid(larger, shape))
+    density = backpropagate(propagate(to_centre(objects.density))[window])
+    extended = backpropagate(propagate(to_centre(objects.support).to(density.dtype))[window]).real
+    scale = (density[0].numel() / objects.density[0].numel()) ** 0.5
+    support = (extended > 0.5 / scale).to(objects.support.dtype)
+    return Objects(to_corner(density), to_corner(support), objects.chi2)
 
 
 def centre_of_counts(volume: DiffractionVolume) -> tuple[float, ...]:
@@ -316,13 +353,14 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: "_Watch") -> tupl
     return objects, best
 
 
-def judge(best: Objects, finalists: Objects, volume: DiffractionVolume, full: Measurement) -> dict[str, Any]:
+def judge(
+    best: Objects, finalists: Objects, volume: DiffractionVolume, held_out: torch.Tensor | None
+) -> dict[str, Any]:
     """Return chi2, free_llk, confidence and, from several finalists, agreement, PRTF and its cut-off."""
-    assert full.held_out is not None
     field = propagate(to_centre(best.density))
-    counts = to_centre(full.magnitude).square()
-    valid = torch.tensor(volume.valid, device=field.device)
-    deviance = poisson_deviance(field.abs().square(), counts, to_centre(full.held_out))
+    valid = torch.from_numpy(volume.valid).to(field.device)
+    counts = torch.from_numpy(np.where(volume.valid, volume.intensity, 0).clip(0)).to(field.device)
+    deviance = poisson_deviance(field.abs().square(), counts, held_out)
     numbers: dict[str, Any] = {
         "chi2": float(amplitude_loss(field, counts.sqrt(), valid)[0]),
         "free_llk": float(deviance[0]),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Complex = NDArray[np.complexfloating[Any]]
 AXES = (0, 1, 2)
 # Of the confidence: intercept and slope.
-CALIBRATION = (-5.4, -1.8)
+CALIBRATION = (-4.98, -1.75)
 
 
 @dataclass(frozen=True)
