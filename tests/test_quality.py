@@ -187,12 +187,16 @@ def test_resolved_frequency_lies_where_the_curve_first_crosses(values, expected)
     assert quality.resolved_frequency(transfer, level=0.5) == pytest.approx(expected, abs=1e-6)
 
 
-def test_confidence_rises_with_agreement_and_is_even_for_one_start():
-    values = [quality.confidence(agreement, 1.0) for agreement in (0.5, 0.9, 0.95, 1.0)]
-    assert values == sorted(values)
-    assert values[0] < 0.01
-    assert values[-1] > 0.98
-    assert quality.confidence(None, 1.0) == quality.confidence(float("nan"), 1.0) == 0.5
+def test_confidence_falls_with_the_spread_of_phases():
+    values = [quality.confidence(spread) for spread in (0.0, 1e-3, 0.01, 0.1, 1.0, np.pi)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.99
+    assert values[-1] < 0.01
+
+
+def test_one_object_alone_is_an_even_chance_and_two_that_share_nothing_are_none():
+    assert quality.confidence(None) == 0.5
+    assert quality.confidence(float("nan")) == 0
 
 
 def test_phase_difference_of_objects_that_share_no_place_is_unknown(crystal):
