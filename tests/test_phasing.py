@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+from crystals import crystal_and_counts, far_field
+
+from bluesky_cdinn import quality
+from bluesky_cdinn.forward import to_centre, to_corner
+from bluesky_cdinn.grid import coarse_levels, window_on_grid
+from bluesky_cdinn.phasing import (
+    AGREED,
+    Problem,
+    climb,
+    finish,
+    polish,
+    resample,
+    search,
+)
+from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.starts import autocorrelation_start
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def quiet(objects):
+    pass
+
+
+def problem_of(counts, levels=None, fitted=None, held_out=None):
+    masks = [None if m is None else to_corner(torch.from_numpy(m)) for m in (fitted, held_out)]
+    measurement = Measurement(to_corner(torch.from_numpy(np.sqrt(counts))), *masks)
+    return Problem(measurement, levels or [counts.shape])
+
+
+def density_of(objects, which=0):
+    return to_centre(objects.density[which]).numpy()
+
+
+@pytest.mark.parametrize("level", [(16, 18, 20), (20, 27, 12)])
+def test_a_level_is_the_central_part_of_everything_measured(level):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(5.0, (24, 27, 30)).astype(np.float32)
+    held = rng.random(counts.shape) > 0.9
+    problem = problem_of(counts, [level, counts.shape], ~held, held)
+    part = problem.at(level)
+    window = window_on_grid(counts.shape, level)
+    np.testing.assert_allclose(to_centre(part.magnitude).numpy() ** 2, counts[window], rtol=1e-6)
+    assert part.fitted is not None
+    assert part.held_out is not None
+    np.testing.assert_array_equal(to_centre(part.held_out).numpy(), held[window])
+    np.testing.assert_array_equal(to_centre(part.fitted).numpy(), ~held[window])
+    assert problem.at(counts.shape) is problem.measurement
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [((16, 16, 16), (32, 32, 32)), ((18, 16, 20), (31, 45, 20))])
+def test_resampling_keeps_the_field_and_adds_nothing(coarse, fine):
+    density, _ = crystal_and_counts(1, 2.0, coarse)
+    corner = to_corner(torch.from_numpy(density))[None]
+    objects = Objects(corner, torch.ones_like(corner.real), torch.tensor([0.5]))
+    finer = resample(objects, fine)
+    assert finer.density.shape == finer.support.shape == (1, *fine)
+    field = far_field(density_of(finer))
+    window = window_on_grid(fine, coarse)
+    np.testing.assert_allclose(field[window], far_field(density), atol=1e-3 * abs(field).max())
+    field[window] = 0
+    assert abs(field).max() < 1e-4 * abs(far_field(density)).max()
+    assert finer.chi2 == objects.chi2
+    finer.chi2[0] = 0
+    assert objects.chi2 == 0.5
+
+
+def test_resampled_support_is_the_same_crystal_seen_finer():
+    density, _ = crystal_and_counts(1, 1.0, (24, 24, 24), oversampling=2)
+    corner = to_corner(torch.from_numpy(density))[None]
+    finer = resample(Objects(corner, (corner.abs() > 0).float(), torch.zeros(1)), (48, 48, 48))
+    size = np.count_nonzero(quality.half_level_support(density))
+    assert 4 < float(finer.support.sum()) / size < 16
+
+
+@pytest.mark.parametrize(("seed", "phase_range"), [(11, 0.8), (12, 3.0), (13, 5.5)])
+def test_search_finds_a_crystal_twice(seed, phase_range):
+    density, counts = crystal_and_counts(seed, phase_range, (32, 32, 32))
+    seen = []
+    found = search(problem_of(counts), autocorrelation_start, 4, generator(), lambda o: seen.append(1))
+    assert len(found.density) >= 2
+    assert len(seen) > 100
+    for which in range(2):
+        assert quality.correlation(density_of(found, which), density) > 0.98
+    assert quality.correlation(density_of(found, 1), density_of(found, 0)) > AGREED
+    again = search(problem_of(counts), autocorrelation_start, 4, generator(), quiet)
+    assert torch.equal(found.density, again.density)
+
+
+def test_search_from_one_start_returns_it():
+    _, counts = crystal_and_counts(11, 0.8, (32, 32, 32))
+    assert len(search(problem_of(counts), autocorrelation_start, 1, generator(), quiet).density) == 1
+
+
+def test_levels_lead_to_the_crystal_on_the_whole_grid():
+    density, counts = crystal_and_counts(14, 2.5, (64, 60, 64), oversampling=2.5)
+    problem = problem_of(counts, coarse_levels(counts, (26, 24, 26)))
+    assert len(problem.levels) > 1
+    objects = search(problem, autocorrelation_start, 4, generator(), quiet)
+    objects = objects.keep(torch.arange(2))
+    for level in problem.levels[1:]:
+        objects = climb(objects, problem, level, quiet)
+        assert objects.density.shape[1:] == level
+    rough = quality.compare(density_of(objects), density)
+    assert rough.correlation > 0.98
+    objects = polish(objects, problem.measurement, quiet)
+    found = quality.compare(density_of(objects), density)
+    assert found.phase_rmse < 0.05
+    assert found.iou > 0.95
+    assert torch.isfinite(objects.chi2).all()
+    assert (objects.chi2 < 5 * problem.measurement.noise).all()
+
+
+def test_finishing_fits_the_measurement_around_a_smaller_grid():
+    density, counts = crystal_and_counts(15, 2.0, (48, 50, 45), oversampling=3)
+    inner = (32, 32, 32)
+    window = window_on_grid(counts.shape, inner)
+    # Centred as `polish` leaves it, away from the smaller box's edge; too weak to fit yet.
+    centred = torch.from_numpy(density[window] * np.complex64(0.9))[None]
+    measurement = problem_of(counts).measurement
+    objects = finish(Objects(centred, (centred.abs() > 0).float(), torch.zeros(1)), measurement, quiet)
+    assert objects.density.shape[1:] == counts.shape
+    found = quality.compare(density_of(objects), density)
+    assert found.phase_rmse < 0.05
+    assert found.iou > 0.95
+    assert float(objects.chi2) < 5 * measurement.noise
+
+
+def test_watching_can_stop_the_work():
+    _, counts = crystal_and_counts(11, 0.8, (32, 32, 32))
+
+    class Enough(Exception):
+        pass
+
+    def stop(objects):
+        raise Enough
+
+    with pytest.raises(Enough):
+        search(problem_of(counts), autocorrelation_start, 2, generator(), stop)
