@@ -358,7 +358,7 @@ def judge(
 ) -> dict[str, Any]:
     """Return chi2, free_llk, confidence and, from several finalists, agreement, PRTF and its cut-off."""
     field = propagate(to_centre(best.density))
-    valid = torch.from_numpy(volume.valid).to(field.device)
+    valid = torch.tensor(volume.valid, device=field.device)
     counts = torch.from_numpy(np.where(volume.valid, volume.intensity, 0).clip(0)).to(field.device)
     deviance = poisson_deviance(field.abs().square(), counts, held_out)
     numbers: dict[str, Any] = {
