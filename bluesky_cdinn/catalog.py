@@ -118,12 +118,16 @@ class Catalog:
         """Write the documents of one processed run, as `store` does."""
         documents = list(documents)
         _, start = documents[0]
+        journal = None
         try:
             journal = RunJournal(self._spool, "processed", start)
             for name, document in documents[1:]:
                 journal.append(name, document)
             journal.complete()
         except OSError:
+            # Half of it must not reach Tiled in place of the whole.
+            if journal is not None:
+                journal.withdraw()
             logger.exception("the spool %s can't be written; a result is kept in memory", self._spool)
             self._delivery.hold("processed", documents)
         self._delivery.wake()

@@ -128,7 +128,11 @@ class RunJournal:
         self._lines: IO[str] = (unlocked / _DOCUMENTS).open("w")
         fcntl.flock(self._lines, fcntl.LOCK_EX)
         unlocked.rename(self._path)
-        self.append("start", start)
+        try:
+            self.append("start", start)
+        except OSError:
+            self.withdraw()
+            raise
 
     def append(self, name: str, document: Mapping[str, Any]) -> None:
         """Write one document, arrays first, so that a line never points to what isn't there."""
@@ -177,20 +181,31 @@ def spooled_runs(spool: Path) -> list[SpooledRun]:
 def recover_abandoned(spool: Path) -> None:
     """Complete, with a stop document that says so, runs whose process died while it wrote them."""
     for path in sorted(spool.glob(f"*{_GROWING}")) if spool.is_dir() else ():
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), (path / _DOCUMENTS).open("r+") as lines:
-            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _end_abandoned(path, lines)
+        try:
+            # What a power cut leaves need not be text.
+            with (path / _DOCUMENTS).open("r+", errors="replace") as lines:
+                fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _end_abandoned(path, lines)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        except OSError:
+            logger.exception("the unfinished run %s can't be completed now; the others go on", path)
 
 
 def _end_abandoned(path: Path, lines: IO[str]) -> None:
-    whole = lines.read()
-    whole = whole[: whole.rfind("\n") + 1]
-    lines.seek(len(whole.encode()))
+    written: list[Document] = []
+    end = 0
+    for line in lines.read().splitlines(keepends=True):
+        try:
+            written.append(json.loads(line if line.endswith("\n") else ""))
+        except ValueError:
+            break
+        end += len(line.encode())
+    lines.seek(end)
     lines.truncate()
-    if not whole:
+    if not written:
         shutil.rmtree(path)
         return
-    written = [json.loads(line) for line in whole.splitlines()]
     if written[-1][0] != "stop":
         stop = {
             "uid": str(uuid.uuid4()),

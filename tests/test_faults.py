@@ -18,6 +18,7 @@ from bluesky_cdinn.callbacks import LiveReconstruction, stored_curve
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.embedded import EmbeddedServer
+from bluesky_cdinn.records import Reconstruction
 from bluesky_cdinn.settings import Settings, TiledSettings, WorkerSettings
 from bluesky_cdinn.spool import spooled_runs
 from bluesky_cdinn.worker import ReconstructionWorker
@@ -163,13 +164,31 @@ def test_disk_full_in_mid_scan(RE, settings, worker, monkeypatch):
     assert [path.name for path in settings.spool.iterdir()] == [".lock"]
 
 
+def test_disk_full_while_a_result_is_written(settings, monkeypatch):
+    size = (12, 12, 12)
+    result = Reconstruction(density=np.ones(size, np.complex64), support=np.ones(size, bool))
+
+    def full(path, array, **options):
+        raise OSError(28, "No space left on device")
+
+    with Catalog(settings) as catalog:
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "save", full)
+            uid = catalog.store(result)
+        # What the disk took of it must not stand in for it, now or after the next start.
+        assert not list(settings.spool.glob("*processed*"))
+        assert catalog.flush(30)
+        np.testing.assert_array_equal(catalog.load(uid).density, result.density)
+
+
 def test_session_killed_in_mid_scan(settings, catalog):
     script = textwrap.dedent(
         """
         import os, sys, time
         from bluesky import RunEngine
         from bluesky_cdinn.catalog import Catalog
-        from bluesky_cdinn.settings import Settings, TiledSettings
+        from bluesky_cdinn.records import Reconstruction
+from bluesky_cdinn.settings import Settings, TiledSettings
         from test_faults import rocking
         def die():
             time.sleep(0.5)
@@ -198,7 +217,8 @@ def test_script_that_ends_without_closing_anything(settings, jobs_on_path):
         import sys
         from bluesky import RunEngine
         from bluesky_cdinn.callbacks import LiveReconstruction
-        from bluesky_cdinn.settings import Settings, TiledSettings
+        from bluesky_cdinn.records import Reconstruction
+from bluesky_cdinn.settings import Settings, TiledSettings
         from bluesky_cdinn.worker import ReconstructionWorker
         from test_faults import rocking
         tiled = TiledSettings(uri=sys.argv[1], api_key=sys.argv[2], raw=sys.argv[3], processed=sys.argv[4])

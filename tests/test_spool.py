@@ -111,6 +111,25 @@ def test_a_run_abandoned_before_its_start_was_whole_is_none(tmp_path):
     assert not path.exists()
 
 
+def test_what_a_power_cut_damaged_is_kept_up_to_the_damage(tmp_path):
+    start = json.dumps(["start", {"uid": "one", "time": 5.0}]) + "\n"
+    path = abandoned(tmp_path, start)
+    with (path / "documents.jsonl").open("ab") as lines:
+        lines.write(b'["event", {"uid\0\0\0\xff\n["event", {"uid": "after"}]\n')
+    recover_abandoned(tmp_path)
+    (run,) = spooled_runs(tmp_path)
+    assert [name for name, _ in run.documents()] == ["start", "stop"]
+
+
+def test_one_unfinished_run_that_cannot_be_completed_is_alone_in_it(tmp_path, caplog):
+    bad = tmp_path / "00000000001000000000-raw-bad.part"
+    (bad / "documents.jsonl").mkdir(parents=True)
+    abandoned(tmp_path, json.dumps(["start", {"uid": "one", "time": 5.0}]) + "\n")
+    recover_abandoned(tmp_path)
+    assert [run.uid for run in spooled_runs(tmp_path)] == ["one"]
+    assert "can't be completed now" in caplog.text
+
+
 def test_one_delivers_at_a_time(tmp_path):
     with sole_delivery(tmp_path) as first, sole_delivery(tmp_path) as second:
         assert (first, second) == (True, False)
