@@ -48,6 +48,8 @@ class RunRecorder:
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Queue one document; returns within microseconds."""
+        if name == "start" and not self._thread.is_alive():
+            logger.error("run %s is not recorded: the catalog was closed; open a new one", doc.get("uid"))
         self._queue.put((name, doc))
 
     def flush(self, timeout: float | None = None) -> bool:

@@ -81,6 +81,10 @@ class Publisher:
                 # Its frames must not pile up in memory.
                 scan.assembler = None
             self._waiting += 1
+            if self._closed:
+                # The queue may have nobody any more who empties it, and a plan may wait for the result.
+                threading.Thread(target=self._begin, args=(scan, refusal), daemon=True).start()
+                return
             self._todo.put(partial(self._begin, scan, refusal))
             if self._thread is None:
                 self._thread = threading.Thread(

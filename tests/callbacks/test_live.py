@@ -18,6 +18,7 @@ from ophyd import Component, Device, Signal
 from ophyd.sim import motor
 
 from bluesky_cdinn.callbacks import LiveReconstruction, default_live, set_default_live
+from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.documents import reconstruction_from_documents
 from bluesky_cdinn.errors import NotFound, ReconstructionFailed
 from bluesky_cdinn.settings import Settings, TiledSettings, WorkerSettings
@@ -215,6 +216,25 @@ def test_close_waits_for_results_or_writes_them_down_as_cancelled(RE, catalog, w
     assert summary.status == "cancelled"
     assert "the session ended" in summary.reason
     assert worker.submit  # not ours to close
+
+
+def test_a_scan_after_the_close_is_on_record_and_nobody_waits_for_it(RE, catalog, worker):
+    live = LiveReconstruction(catalog, worker=worker)
+    RE.subscribe(live)
+    RE(rocking())
+    live.close()
+    for _ in range(2):
+        late = RE(rocking()).plan_result
+        summary = live.result(late).result(30)
+        assert summary.status == "failed"
+        assert "closed before the scan ended" in summary.reason
+        assert catalog.load(summary.processed_uid).raw_uid == late
+
+
+def test_a_scan_that_a_closed_catalog_does_not_record_is_told(RE, settings, caplog):
+    with Catalog(settings) as catalog:
+        RE.subscribe(catalog.raw_writer())
+    assert f"run {RE(rocking()).plan_result} is not recorded" in caplog.text
 
 
 def test_a_forgotten_callback_leaves_no_thread_and_no_process(RE, settings, jobs_on_path):
