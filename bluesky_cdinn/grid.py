@@ -15,6 +15,8 @@ MARGIN = 1.25
 WORTHWHILE = 0.4
 # Iterations that fill what was not measured, and the autocorrelation's level that counts as empty.
 FILLINGS, EMPTY = 30, 0.01
+# What was not measured needs no better estimate than its neighbours' if it holds less of the counts.
+NEGLIGIBLE = 1e-3
 # Along each axis a level holds this share of the counts.
 SHARE = 0.985
 # The smallest level. Below it an iteration costs next to nothing already.
@@ -66,7 +68,7 @@ def _width(intensity: NDArray[np.float32], axis: int) -> int:
     profile = intensity.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
     distance = np.abs(np.arange(len(profile)) - len(profile) // 2)
     inside = np.cumsum(np.bincount(distance, weights=profile))
-    return 2 * int(np.searchsorted(inside, SHARE * inside[-1]))
+    return 2 * int(np.searchsorted(inside, SHARE * inside[-1])) + 2
 
 
 def smooth_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -145,6 +147,8 @@ def fill_invalid(intensity: NDArray[np.float32], valid: NDArray[np.bool_]) -> ND
     if valid.all() or not valid.any():
         return filled
     filled = _from_neighbours(filled, valid, 2.0)
+    if filled[~valid].sum() < NEGLIGIBLE * filled.sum():
+        return filled
     for _ in range(FILLINGS):
         lags = np.fft.rfftn(filled)
         size = np.abs(lags)

@@ -252,6 +252,7 @@ def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_], enough
         patch = labels[box] == label
         around = total[box][ndimage.binary_dilation(patch, np.ones((3, 3))) & ~patch]
         # The surroundings' darkest tenth, since a hole in sparse counts always has some bright neighbours.
-        if np.quantile(around, 0.1) * min(np.count_nonzero(patch), 10) >= enough:
+        # A silent detector has no surroundings.
+        if around.size and np.quantile(around, 0.1) * min(np.count_nonzero(patch), 10) >= enough:
             silent[box] |= patch
     return silent

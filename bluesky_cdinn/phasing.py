@@ -220,3 +220,13 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     for state in run(recipe, whole, measurement):
         watch(state)
     return whole
+
+
+def settle(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
+    """Fit objects to the held-out voxels too, once those have judged them."""
+    if measurement.fitted is None or measurement.held_out is None:
+        return objects
+    everything = Measurement(measurement.magnitude, measurement.fitted | measurement.held_out)
+    for state in run([AcceleratedER(15, SMOOTHNESS / 4)], objects, everything):
+        watch(state)
+    return objects

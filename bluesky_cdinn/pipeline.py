@@ -55,6 +55,8 @@ FINALISTS = 2
 FRINGES = 0.02
 # Voxels that are not valid may hold this share of the counts before the grid is left as it is.
 FILLED = 0.01
+# Volumes of fewer voxels than this aren't worth padding, nor any whose edge holds more of its counts.
+LARGE, CROSSED = 300_000, 1e-3
 # Fewer slices or counts than this hold no crystal.
 FEWEST_SLICES, FEWEST_COUNTS = 8, 500
 # Share of the whole that is done when a stage ends; the first object takes about half of it.
@@ -147,16 +149,18 @@ def reconstruct(
     watch = _Watch(progress, cancelled)
     device = choose_device(options.device)
     torch.set_num_threads(options.threads)
-    with torch.inference_mode():
+    with torch.no_grad():
         with watch.stage("prepare"):
             centred, roll = centre_peak(volume)
-            posed = pose(padded(centred), options, device)
+            posed = pose(padded(centred, roll), options, device)
         objects, best = solve(posed, options, watch)
-        best = unpadded(best, centred.intensity.shape)
         with watch.stage("judge"):
-            window = window_on_grid(posed.full.magnitude.shape, centred.intensity.shape)
-            held_out = None if posed.full.held_out is None else to_centre(posed.full.held_out)[window]
-            numbers = judge(best, objects, centred, held_out)
+            numbers = judge(best, objects, posed.full)
+            if options.refine:
+                best = phasing.settle(best, posed.full, watch)
+            best = unpadded(best, centred.intensity.shape)
+            chi2 = misfit(best, centred)
+            confidence = quality.confidence(numbers.get("phase_spread_rad"), chi2)
     density, support = quality.canonical(
         to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
     )
@@ -167,7 +171,7 @@ def reconstruct(
         # Back to where the peak was: a shift of the pattern is a ramp of the object's phase.
         density = density * quality.ramp(density.shape, [-r for r in roll])
     transfer = numbers.pop("transfer", None)
-    chi2, free_llk, confidence = (numbers.pop(name) for name in ("chi2", "free_llk", "confidence"))
+    free_llk = numbers.pop("free_llk")
     scalars = {**{k: float(v) for k, v in numbers.items()}, **physical.pop("scalars", {})}
     return Reconstruction(
         density=density,
@@ -237,15 +241,27 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
     return rolled, roll
 
 
-def padded(volume: DiffractionVolume) -> DiffractionVolume:
-    """Return the volume with voxels that are not valid around it, up to lengths that FFTs are fast on."""
+def padded(volume: DiffractionVolume, roll: tuple[int, ...]) -> DiffractionVolume:
+    """Return a large volume with voxels that are not valid around it, up to lengths that FFTs are fast on.
+
+    Voxels that rolling took across the edge lie where they belong only on the volume's own grid, so that
+    they are left out; where they matter, the volume stays as it is.
+    """
     shape = volume.intensity.shape
     larger = smooth_shape(shape)
-    if larger == shape:
+    if larger == shape or volume.intensity.size < LARGE:
+        return volume
+    stayed = np.ones(shape, dtype=np.bool_)
+    for axis, step in enumerate(roll):
+        crossed = slice(0, step) if step > 0 else slice(shape[axis] + step, None)
+        if step:
+            np.moveaxis(stayed, axis, 0)[crossed] = False
+    counts = np.where(volume.valid, volume.intensity, 0)
+    if counts[~stayed].sum() > CROSSED * counts.sum():
         return volume
     window = window_on_grid(larger, shape)
     intensity, valid = np.zeros(larger, np.float32), np.zeros(larger, np.bool_)
-    intensity[window], valid[window] = volume.intensity, volume.valid
+    intensity[window], valid[window] = volume.intensity, volume.valid & stayed
     return DiffractionVolume(intensity, valid)
 
 
@@ -353,18 +369,13 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: "_Watch") -> tupl
     return objects, best
 
 
-def judge(
-    best: Objects, finalists: Objects, volume: DiffractionVolume, held_out: torch.Tensor | None
-) -> dict[str, Any]:
-    """Return chi2, free_llk, confidence and, from several finalists, agreement, PRTF and its cut-off."""
+def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any]:
+    """Return free_llk and, from several finalists, their agreement, PRTF and its cut-off."""
     field = propagate(to_centre(best.density))
-    valid = torch.tensor(volume.valid, device=field.device)
-    counts = torch.from_numpy(np.where(volume.valid, volume.intensity, 0).clip(0)).to(field.device)
+    counts = to_centre(full.magnitude).square()
+    held_out = None if full.held_out is None else to_centre(full.held_out)
     deviance = poisson_deviance(field.abs().square(), counts, held_out)
-    numbers: dict[str, Any] = {
-        "chi2": float(amplitude_loss(field, counts.sqrt(), valid)[0]),
-        "free_llk": float(deviance[0]),
-    }
+    numbers: dict[str, Any] = {"free_llk": float(deviance[0])}
     if len(finalists.density) > 1:
         first, *others = to_centre(finalists.density).cpu().numpy()
         aligned = [first, *(quality.align(other, first) for other in others)]
@@ -372,8 +383,15 @@ def judge(
         numbers["resolved"] = quality.resolved_frequency(numbers["transfer"])
         numbers["agreement"] = quality.similarity(aligned[1], first)
         numbers["phase_spread_rad"] = quality.phase_difference(aligned[1], first)
-    numbers["confidence"] = quality.confidence(numbers.get("phase_spread_rad"))
     return numbers
+
+
+def misfit(best: Objects, volume: DiffractionVolume) -> float:
+    """Return chi2 of the first object on all valid voxels of the volume."""
+    field = propagate(to_centre(best.density[:1]))
+    magnitude = np.sqrt(np.where(volume.valid, volume.intensity, 0).clip(0))
+    valid = torch.tensor(volume.valid, device=field.device)
+    return float(amplitude_loss(field, torch.from_numpy(magnitude).to(field.device), valid)[0])
 
 
 def physical_result(

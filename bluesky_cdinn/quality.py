@@ -17,6 +17,8 @@ Complex = NDArray[np.complexfloating[Any]]
 AXES = (0, 1, 2)
 # Of the confidence: intercept and slope.
 CALIBRATION = (-4.98, -1.75)
+# chi2 over which nothing was found; half of it is no reason for doubt: 10^3 counts in the peak give 0.1.
+UNEXPLAINED = 0.3
 
 
 @dataclass(frozen=True)
@@ -259,19 +261,23 @@ def phase_retrieval_transfer(densities: Sequence[Complex]) -> NDArray[np.float32
     return np.stack([(np.arange(shells) + 0.5) / (2 * shells), value]).astype(np.float32)
 
 
-def confidence(phase_spread: float | None) -> float:
+def confidence(phase_spread: float | None, chi2: float) -> float:
     """Return the estimated probability that an object's phase is right to 0.1 rad rms.
 
     A logistic curve in the logarithm of the phase difference between two independent objects, rad, fitted
     to the outcomes of simulated crystals (docs/explanations/phasing.md). One object alone (None) says
-    nothing, and gets an even chance; two that share no place (NaN) get none.
+    nothing, and gets an even chance; two that share no place (NaN) get none. Nor does an object that
+    leaves more than `UNEXPLAINED` of the data unexplained, however often it is found: noise has its
+    spots, too.
     """
     if phase_spread is None:
-        return 0.5
-    if not np.isfinite(phase_spread):
-        return 0.0
-    intercept, slope = CALIBRATION
-    return float(1 / (1 + np.exp(-(intercept + slope * np.log(max(phase_spread, 1e-3))))))
+        agreed = 0.5
+    elif not np.isfinite(phase_spread):
+        agreed = 0.0
+    else:
+        intercept, slope = CALIBRATION
+        agreed = float(1 / (1 + np.exp(-(intercept + slope * np.log(max(phase_spread, 1e-3))))))
+    return agreed * float(np.clip(2 * (1 - chi2 / UNEXPLAINED), 0, 1))
 
 
 def resolved_frequency(transfer: NDArray[np.float32], level: float = 1 / np.e) -> float:

@@ -36,7 +36,7 @@ class ReconstructionOptions(_Section):
     threads: int = Field(default=1, ge=1, description="CPU threads; one is fastest on a busy machine.")
     max_shape: tuple[int, int, int] | None = Field(
         default=None,
-        description="Largest part of the volume to work on, centred on the peak; None takes all of it.",
+        description="Part of a scan's volume to work on, around the peak; None: all above noise.",
     )
 
 
