@@ -48,7 +48,10 @@ def demo(
 ) -> None:
     """Scan a simulated crystal, reconstruct it live, store it, find it again, compare it with the truth."""
     with answering(as_json) as answer:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"--directory must be a folder, or a place for one: {error}") from error
         from bluesky_cdinn.demo import demonstrate
 
         answer |= demonstrate(settings(directory), directory, seed, print)
@@ -238,6 +241,9 @@ def serve(
             time.sleep(0.5)
     except KeyboardInterrupt:
         server.close()
+        return
+    print(f"cdinn: the server ended by itself; its log is {server.log}", file=sys.stderr)
+    raise typer.Exit(1)
 
 
 @app.command()

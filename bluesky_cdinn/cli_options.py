@@ -1,13 +1,15 @@
 """What the commands are told: options that several share, and the settings that come of them."""
 
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.settings import ReconstructionOptions, Settings, Start
+from bluesky_cdinn.settings import ReconstructionOptions, Settings, Start, config_file
 
 DeliveryName = Literal["event", "resource", "stream"]
 
@@ -45,6 +47,9 @@ def settings(directory: Path | None = None) -> Settings:
         chosen = Settings()
     except ValidationError as error:
         raise InvalidInput(f"the settings are wrong: {_faults(error)}") from error
+    except (SettingsError, tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        source = config_file() or "the environment"
+        raise InvalidInput(f"the settings can't be read, look at {source}: {error}") from error
     if directory is None:
         return chosen
     own = {

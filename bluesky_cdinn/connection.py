@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 from tiled.client import from_profile, from_uri
+from tiled.client.context import CannotPrompt
+from tiled.profiles import ProfileNotFound
 from tiled.structures.core import Spec
 
 from bluesky_cdinn.embedded import Address, EmbeddedServer
@@ -65,8 +67,14 @@ class Connection:
         self._root = None
         try:
             self._root, self._address = self._open()
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx.HTTPError, OSError, ProfileNotFound) as error:
             raise StoreUnavailable(f"Tiled at {self._name()} can't be reached: {error}") from error
+        except (RuntimeError, CannotPrompt) as error:
+            # What Tiled's client raises where a key is missing, in several lines of its own idiom.
+            raise StoreUnavailable(
+                f"Tiled at {self._name()} doesn't let this session in: give a key in CDINN_TILED__API_KEY "
+                f"({str(error).strip().partition(chr(10))[0]})"
+            ) from error
         return self._root
 
     def _open(self) -> tuple[Any, Address]:

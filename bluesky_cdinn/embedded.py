@@ -101,12 +101,12 @@ class EmbeddedServer:
                 if not self._is_running():
                     code = self._owned.pop().returncode if self._owned else None
                     if started and code not in (0, ALREADY_SERVED):
-                        raise StoreUnavailable(f"{self._name} ended with code {code}; its log is {self._log}")
+                        raise StoreUnavailable(f"{self._name} ended with code {code}; its log is {self.log}")
                     self._owned.append(self._start())
                     started = True
                 time.sleep(0.1)
         raise StoreUnavailable(
-            f"{self._name} didn't answer within {_START_TIMEOUT_S:g} s; its log is {self._log}"
+            f"{self._name} didn't answer within {_START_TIMEOUT_S:g} s; its log is {self.log}"
         )
 
     @property
@@ -129,7 +129,8 @@ class EmbeddedServer:
         return f"the embedded Tiled server on {self.directory}"
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
+        """File with all that servers of this directory printed."""
         return self.directory / "server.log"
 
     def _is_running(self) -> bool:
@@ -142,7 +143,7 @@ class EmbeddedServer:
         for folder in self._readable:
             command += ["--readable", str(folder)]
         logger.info("starting %s", self._name)
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             # A session of its own: Ctrl-C at the prompt must not stop the server.
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True

@@ -1,6 +1,7 @@
 """The command line, against a real Tiled server, a real worker and real processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.cli import app, settings
 from bluesky_cdinn.doctor import ball_curve
+from bluesky_cdinn.embedded import SERVER_FILE
 
 PHYSICS = {
     "energy_keV": 9.0,
@@ -154,6 +156,39 @@ def test_wrong_settings_are_told_without_their_values(monkeypatch: pytest.Monkey
     assert "secret" not in answer["error"] + err
 
 
+@pytest.mark.parametrize(("name", "value"), [("CDINN_CONFIG", "bad.toml"), ("CDINN_TILED", "no json")])
+def test_settings_that_cannot_be_read_are_told(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text("this is [no toml")
+    monkeypatch.setenv(name, value)
+    code, answer, _ = cdinn("list")
+    assert (code, answer["type"]) == (1, "InvalidInput")
+    assert "bad.toml" in answer["error"] or "environment" in answer["error"]
+
+
+def test_a_server_that_does_not_let_in_is_told(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDINN_TILED__URI", catalog.uri)
+    code, answer, _ = cdinn("list")
+    assert (code, answer["type"]) == (1, "StoreUnavailable")
+    assert "CDINN_TILED__API_KEY" in answer["error"]
+    monkeypatch.setenv("CDINN_TILED__API_KEY", "wrong")
+    code, answer, _ = cdinn("list")
+    assert (code, answer["type"]) == (1, "StoreUnavailable")
+    monkeypatch.delenv("CDINN_TILED__URI")
+    monkeypatch.setenv("CDINN_TILED__PROFILE", "absent")
+    code, answer, _ = cdinn("list")
+    assert (code, answer["type"]) == (1, "StoreUnavailable")
+    assert "absent" in answer["error"]
+
+
+def test_demo_wants_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, answer, _ = cdinn("demo", "--directory", tmp_path / "file")
+    assert (code, answer["type"]) == (1, "InvalidInput")
+
+
 @pytest.mark.parametrize(
     "arguments", [["phase"], ["list", "--limit", "0"], ["phase", "x", "-o", "y", "--start", "z"]]
 )
@@ -221,3 +256,15 @@ def test_serve_until_interrupted(tmp_path: Path) -> None:
             assert len(catalog.processed) == 0
         serving.send_signal(signal.SIGINT)
         assert serving.wait(30) == 0
+
+
+def test_serve_tells_that_its_server_died(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bluesky_cdinn.cli", "serve", "--port", "0", "--json"]
+    command += ["--directory", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None
+        assert serving.stderr is not None
+        assert json.loads(serving.stdout.readline())["served_here"]
+        os.kill(json.loads((tmp_path / "tiled" / SERVER_FILE).read_text())["pid"], signal.SIGKILL)
+        assert serving.wait(30) == 1
+        assert "server.log" in serving.stderr.read()
