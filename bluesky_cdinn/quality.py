@@ -178,25 +178,33 @@ def compare(candidate: Complex, truth: Complex) -> Comparison:
 def canonical(density: Complex, support: NDArray[np.bool_]) -> tuple[Complex, NDArray[np.bool_]]:
     """Return the one of an object's equals that everybody gets: centred, mean phase zero, one twin.
 
-    The centre of mass comes to n // 2 to the nearest voxel. Of the twins the one is taken whose phase is
-    skewed to positive values or, where the phase is too flat to tell (rms under 0.3 rad), whose amplitude
-    is skewed to positive indices.
+    The centre of mass comes to n // 2 to the nearest voxel. Of the twins the one is taken in which the
+    plainest of several odd features (`_handedness`) is positive.
     """
     density, support = _centred(density, support)
-    inside = density[support]
-    offset = np.angle(inside.sum())
-    density = density * np.exp(-1j * offset).astype(np.complex64)
-    phase = np.angle(density[support])
-    if np.sqrt(np.mean(phase**2)) > 0.3:
-        skew = float(np.mean((phase - phase.mean()) ** 3))
-    else:
-        place = np.argwhere(support) - [n // 2 for n in support.shape]
-        weight = np.abs(density[support])
-        skew = float((weight[:, None] * (place - np.average(place, axis=0, weights=weight)) ** 3).sum())
-    if skew < 0:
+    density = density * np.exp(-1j * np.angle(density[support].sum())).astype(np.complex64)
+    if _handedness(density, support) < 0:
         density, support = twin(density), twin(support.astype(np.complex64)).real > 0.5
         density, support = _centred(density, support)
     return np.ascontiguousarray(density), np.ascontiguousarray(support)
+
+
+def _handedness(density: Complex, support: NDArray[np.bool_]) -> float:
+    """Return the strongest of the features that an object's twin has with the opposite sign.
+
+    They are the skewness of its shape along each axis, and the skewness and the curvatures of its phase.
+    """
+    if not support.any():
+        return 0.0
+    phase, weight = np.angle(density[support]), np.abs(density[support])
+    place = np.argwhere(support).astype(np.float64)
+    place = (place - np.average(place, axis=0, weights=weight)) / np.maximum(place.std(axis=0), 1e-9)
+    phase = phase - np.average(phase, weights=weight)
+    features = [np.average(phase**3, weights=weight)]
+    for along in place.T:
+        features.append(np.average(along**3, weights=weight))
+        features.append(np.average(phase * (along**2 - 1), weights=weight))
+    return float(max(features, key=abs))
 
 
 def _centred(density: Complex, support: NDArray[np.bool_]) -> tuple[Complex, NDArray[np.bool_]]:
