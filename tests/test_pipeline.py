@@ -231,7 +231,8 @@ def test_without_refinement_the_start_is_the_result(small, result):
     found = reconstruct(volume_of(small[1]), ReconstructionOptions(refine=False), progress=seen.append)
     assert found.density.shape == SMALL
     assert found.chi2 > 10 * result.chi2
-    assert found.confidence == 0.5
+    # Random phases explain nothing, which needs no second start to be seen.
+    assert found.confidence == 0
     assert "projections" not in {p.stage for p in seen}
     assert seen[-1].fraction == 1
 
