@@ -149,6 +149,8 @@ def show(
     with answering(as_json) as answer:
         if output is not None:
             require_writable(output)
+            if output.suffix.lower() not in (".png", ".pdf", ".svg"):
+                raise InvalidInput(f"a figure's name must end in .png, .pdf or .svg, got {output.name}")
         from bluesky_cdinn.catalog import connect
         from bluesky_cdinn.documents import finite_scalars
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from bluesky import RunEngine
-from bluesky.utils import MsgGenerator
+from bluesky.utils import MsgGenerator, RunEngineInterrupted
 from numpy.typing import NDArray
 
 from bluesky_cdinn.callbacks import LiveReconstruction, ReconstructionSummary, stored_curve
 from bluesky_cdinn.catalog import Catalog, connect
-from bluesky_cdinn.errors import NotFound
+from bluesky_cdinn.errors import Cancelled, NotFound
 from bluesky_cdinn.records import Progress, Reconstruction, RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions, Settings
 from bluesky_cdinn.volume import load_frames
@@ -51,9 +51,19 @@ class Session:
             Such as `bluesky_cdinn.plans.rocking_scan_with_recon`; it must be given this session's `live`.
         on_point
             Told after each point of the scan how far it is.
+
+        Raises
+        ------
+        Cancelled
+            Ctrl-C paused the plan; it was aborted then, for a command has no prompt to resume it from.
         """
         watch = _PointCounter(on_point) if on_point is not None else None
-        ended: Any = self.RE(plan, *(() if watch is None else (watch,)))
+        try:
+            ended: Any = self.RE(plan, *(() if watch is None else (watch,)))
+        except RunEngineInterrupted:
+            self.RE.abort("interrupted")
+            self.live.close(wait=False)
+            raise Cancelled("interrupted; what was measured is stored, and can be reconstructed") from None
         self.catalog.flush()
         return ended.plan_result
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,30 @@ def test_show_tells_all_and_draws(replayed: dict[str, Any], home: Path, tmp_path
     assert answer["raw_uid"] == replayed["raw_uid"]
     assert answer["parameters"]
     assert imread(figure).shape[0] > 500
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused(
+    replayed: dict[str, Any], home: Path, tmp_path: Path
+) -> None:
+    uid = replayed["processed_uid"]
+    code, answer, _ = cdinn("show", uid, "--directory", home, "-o", tmp_path / "crystal.xyz")
+    assert (code, answer["type"]) == (1, "InvalidInput")
+
+
+def test_an_interrupted_replay_is_stored_as_aborted(recording: Path, home: Path, catalog: Catalog) -> None:
+    command = [sys.executable, "-m", "bluesky_cdinn.cli", "replay", str(recording), "--time-scale", "5"]
+    command += ["--directory", str(home), "--json"]
+    before = len(catalog.raw)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as replaying:
+        while not list((home / "spool").glob("*-raw-*.part")):
+            assert replaying.poll() is None
+            time.sleep(0.1)
+        replaying.send_signal(signal.SIGINT)
+        out, err = replaying.communicate(timeout=60)
+    assert (replaying.returncode, json.loads(out)["type"]) == (1, "Cancelled"), err
+    assert err.splitlines()[-1].startswith("cdinn: interrupted")
+    assert len(catalog.raw) == before + 1
+    assert catalog.raw.values().last().metadata["stop"]["exit_status"] == "abort"
 
 
 def test_reconstruct_makes_another_run(replayed: dict[str, Any], home: Path) -> None:
