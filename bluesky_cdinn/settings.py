@@ -104,7 +104,15 @@ class Settings(BaseSettings):
 
 
 def config_file() -> Path | None:
-    """Return the settings file in force, or None where there is none."""
+    """Return the settings file in force, or None where there is none.
+
+    Raises
+    ------
+    FileNotFoundError
+        ``CDINN_CONFIG`` names a file that isn't there: going on without would measure into another catalog.
+    """
     named = os.environ.get("CDINN_CONFIG")
+    if named and not Path(named).is_file():
+        raise FileNotFoundError(f"CDINN_CONFIG must name a settings file, there is no {named}")
     usual = [Path("cdinn.toml"), Path("~/.config/cdinn/cdinn.toml").expanduser()]
     return next((path for path in ([Path(named)] if named else usual) if path.is_file()), None)

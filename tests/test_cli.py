@@ -181,7 +181,10 @@ def test_wrong_settings_are_told_without_their_values(monkeypatch: pytest.Monkey
     assert "secret" not in answer["error"] + err
 
 
-@pytest.mark.parametrize(("name", "value"), [("CDINN_CONFIG", "bad.toml"), ("CDINN_TILED", "no json")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CDINN_CONFIG", "bad.toml"), ("CDINN_CONFIG", "absent.toml"), ("CDINN_TILED", "no json")],
+)
 def test_settings_that_cannot_be_read_are_told(
     name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +193,7 @@ def test_settings_that_cannot_be_read_are_told(
     monkeypatch.setenv(name, value)
     code, answer, _ = cdinn("list")
     assert (code, answer["type"]) == (1, "InvalidInput")
-    assert "bad.toml" in answer["error"] or "environment" in answer["error"]
+    assert value in answer["error"] or "environment" in answer["error"]
 
 
 def test_a_server_that_does_not_let_in_is_told(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
