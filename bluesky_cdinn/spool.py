@@ -71,7 +71,9 @@ class SpooledRun:
 
     def reject(self) -> None:
         """Keep it, out of the way: Tiled is there but doesn't take it."""
-        self.path.rename(self.path.with_name(self.path.name + _REJECTED))
+        aside = self.path.with_name(self.path.name + _REJECTED)
+        self.path.rename(aside)
+        logger.error("it is kept in %s: take %r off the name to have it tried again", aside, _REJECTED)
 
 
 class HeldRun:

@@ -61,7 +61,7 @@ def test_runs_wait_in_the_order_of_their_start_whatever_order_they_ended_in(tmp_
     ]
 
 
-def test_delivered_and_refused_runs_wait_no_more(tmp_path):
+def test_delivered_and_refused_runs_wait_no_more(tmp_path, caplog):
     for uid in ("one", "two"):
         run = journal(tmp_path, uid)
         run.append("stop", STOP)
@@ -69,6 +69,7 @@ def test_delivered_and_refused_runs_wait_no_more(tmp_path):
     first, second = spooled_runs(tmp_path)
     first.remove()
     second.reject()
+    assert "two.rejected: take '.rejected' off the name" in caplog.text
     assert spooled_runs(tmp_path) == []
     assert [path.name.endswith("two.rejected") for path in tmp_path.iterdir()] == [True]
 
