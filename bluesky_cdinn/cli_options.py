@@ -47,8 +47,6 @@ def settings(directory: Path | None = None) -> Settings:
         chosen = Settings()
     except ValidationError as error:
         raise InvalidInput(f"the settings are wrong: {_faults(error)}") from error
-    except FileNotFoundError as error:
-        raise InvalidInput(str(error)) from error
     except (SettingsError, tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         source = config_file() or "the environment"
         raise InvalidInput(f"the settings can't be read, look at {source}: {error}") from error

@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from bluesky_cdinn.errors import InvalidInput
 
 Start = Literal["auto", "network", "autocorrelation", "random"]
 
@@ -32,9 +34,11 @@ class ReconstructionOptions(_Section):
         default=4, ge=1, le=64, description="Independent starts, computed in one batch and compared."
     )
     seed: int = Field(default=0, ge=0, description="The same seed on the same device gives the same result.")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads; one is fastest on a busy machine.")
-    max_shape: tuple[int, int, int] | None = Field(
+    max_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
         default=None,
         description="Part of a scan's volume to work on, around the peak; None: all above noise.",
     )
@@ -81,7 +85,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CDINN_", env_nested_delimiter="__", extra="ignore", frozen=True
+        env_prefix="CDINN_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
     tiled: TiledSettings = TiledSettings()
@@ -108,11 +112,11 @@ def config_file() -> Path | None:
 
     Raises
     ------
-    FileNotFoundError
+    InvalidInput
         ``CDINN_CONFIG`` names a file that isn't there: going on without would measure into another catalog.
     """
     named = os.environ.get("CDINN_CONFIG")
     if named and not Path(named).is_file():
-        raise FileNotFoundError(f"CDINN_CONFIG must name a settings file, there is no {named}")
+        raise InvalidInput(f"CDINN_CONFIG must name a settings file, there is no {named}")
     usual = [Path("cdinn.toml"), Path("~/.config/cdinn/cdinn.toml").expanduser()]
     return next((path for path in ([Path(named)] if named else usual) if path.is_file()), None)
