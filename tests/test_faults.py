@@ -187,8 +187,7 @@ def test_session_killed_in_mid_scan(settings, catalog):
         import os, sys, time
         from bluesky import RunEngine
         from bluesky_cdinn.catalog import Catalog
-        from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.settings import Settings, TiledSettings
+        from bluesky_cdinn.settings import Settings, TiledSettings
         from test_faults import rocking
         def die():
             time.sleep(0.5)
@@ -217,8 +216,7 @@ def test_script_that_ends_without_closing_anything(settings, jobs_on_path):
         import sys
         from bluesky import RunEngine
         from bluesky_cdinn.callbacks import LiveReconstruction
-        from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.settings import Settings, TiledSettings
+        from bluesky_cdinn.settings import Settings, TiledSettings
         from bluesky_cdinn.worker import ReconstructionWorker
         from test_faults import rocking
         tiled = TiledSettings(uri=sys.argv[1], api_key=sys.argv[2], raw=sys.argv[3], processed=sys.argv[4])

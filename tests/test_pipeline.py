@@ -13,13 +13,14 @@ import bluesky_cdinn
 from bluesky_cdinn import quality
 from bluesky_cdinn.errors import Cancelled, CdinnError, IncompleteScan, InvalidInput
 from bluesky_cdinn.geometry import bragg_vector, d_spacing
-from bluesky_cdinn.pipeline import ENDS, choose_device, reconstruct, reconstruct_curve
+from bluesky_cdinn.pipeline import choose_device, reconstruct, reconstruct_curve
 from bluesky_cdinn.records import RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.sim.crystal import random_crystal, sample
 from bluesky_cdinn.sim.devices import gold_geometry
 from bluesky_cdinn.sim.diffraction import Diffraction
 from bluesky_cdinn.strain import equivalent_diameter_nm, strain_field
+from bluesky_cdinn.watch import ENDS
 
 SCAN = "aps34idc_scan54.h5"
 # A volume that any reconstruction of takes about a second.
