@@ -139,7 +139,7 @@ class HIO:
     ceiling
         Largest amplitude inside the support, as a multiple of the typical one; larger values keep their
         phase and are cut. A crystal's density is as even as its lattice, and what stagnates on strong
-        phases are hot spots: with the ceiling three times as many random starts succeed at a phase range
+        phases are hot spots: with the ceiling twice as many random starts succeed at a phase range
         of 2 pi, and strong ones succeed at all (docs/explanations/phasing.md). None leaves it out.
     """
 
