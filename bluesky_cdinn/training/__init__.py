@@ -1,0 +1,1 @@
+"""How the network is made: crystals to learn from, losses, the training loop, and weights to ship."""
