@@ -1,0 +1,178 @@
+"""The published 3D-CDI-NN (Chan et al. 2021, arXiv 2006.09441), rebuilt as the baseline to measure against.
+
+Taken as it was published, in the paper and its authors' list of layers: 32^3 magnitudes in; an encoder of
+3x3x3 convolutions, two at each of 32, 64 and 128 filters, each pair followed by 2x2x2 max pooling; two
+decoders, amplitude and phase, of two convolutions at each of 128, 64 and 32 filters, each pair followed by
+2x2x2 upsampling, and a last convolution to one channel; ReLU after every convolution, the last ones too;
+dropout of 0.1 on the input and after every convolution but the last ones. These are 3 459 938 parameters,
+their 3.46 million. Errors in real and in reciprocal space make the loss.
+
+Not told, and chosen here: the weights of the loss' terms (all 1, each relative to its target); where phases,
+which end in a ReLU, begin (-pi); which of an object and its twin is to be learned (`quality.canonical`);
+the optimiser's settings (the training loop's).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bluesky_cdinn import quality
+from bluesky_cdinn.forward import AXES, propagate, to_centre, to_corner
+from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.starts import Start
+from bluesky_cdinn.support import TINY, typical_amplitude
+from bluesky_cdinn.training.batch import Batch
+
+SIDE = 32
+WIDTHS = (32, 64, 128)
+# Of the predicted amplitude, relative to the typical one, that counts as inside.
+INSIDE = 0.3
+
+
+class PaperNetwork(nn.Module):
+    """One encoder and two decoders, with no way around the 4x4x4 positions between them.
+
+    Parameters
+    ----------
+    dropout
+        Share of values that is zeroed in training; 0.1 was published.
+    """
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        down = zip((1, *WIDTHS), WIDTHS, strict=False)
+        levels = [nn.Sequential(*_pair(before, width, dropout), nn.MaxPool3d(2)) for before, width in down]
+        self.encoder = nn.Sequential(nn.Dropout(dropout), *levels)
+        # The last ReLUs must not begin where they are zero, and their gradient with them, everywhere.
+        self.amplitude, self.phase = _decoder(dropout, 0.1), _decoder(dropout, torch.pi)
+
+    def forward(self, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+        """Return amplitude and phase.
+
+        Parameters
+        ----------
+        magnitude
+            sqrt of the counts over its maximum, float32 (batch, 32, 32, 32), origin at n // 2.
+
+        Returns
+        -------
+        tuple
+            Amplitude, 1 in a whole crystal, and phase in rad from -pi up, each float32
+            (batch, 32, 32, 32), origin at n // 2.
+        """
+        code = self.encoder(magnitude[:, None])
+        amplitude, phase = (F.relu(decoder(code))[:, 0] for decoder in (self.amplitude, self.phase))
+        return amplitude, phase - torch.pi
+
+
+def _pair(before: int, width: int, dropout: float) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs in (before, width):
+        layers += [nn.Conv3d(inputs, width, 3, padding=1), nn.ReLU(), nn.Dropout(dropout)]
+    return layers
+
+
+def _decoder(dropout: float, offset: float) -> nn.Sequential:
+    widths = WIDTHS[::-1]
+    levels = [
+        nn.Sequential(*_pair(before, width, dropout), nn.Upsample(scale_factor=2))
+        for before, width in zip((WIDTHS[-1], *widths), widths, strict=False)
+    ]
+    last = nn.Conv3d(WIDTHS[0], 1, 3, padding=1)
+    assert last.bias is not None
+    nn.init.constant_(last.bias, offset)
+    return nn.Sequential(*levels, last)
+
+
+def paper_objective(
+    model: nn.Module, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the published kind of loss, and scores by name.
+
+    Mean absolute errors of the amplitude, of the phase inside the crystal, and of the predicted object's
+    diffraction on what was measured; each relative to its target, the phase to 1 rad.
+
+    Parameters
+    ----------
+    model
+        A `PaperNetwork`.
+    batch
+        Of 32^3.
+    generator
+        Not used: nothing here is drawn.
+    """
+    target = torch.stack([_canonical(one) for one in batch.truth])
+    magnitude, measured = to_centre(batch.magnitude), to_centre(batch.measured)
+    amplitude, phase = (output.float() for output in model(normalised(magnitude)))
+    wanted = target.abs()
+    inside = wanted > 0.5
+    amplitude_error = ((amplitude - wanted).abs().sum(AXES) / wanted.sum(AXES)).mean()
+    phase_error = (((phase - target.angle()).abs() * inside).sum(AXES) / inside.sum(AXES)).mean()
+    guess = torch.polar(amplitude, phase)
+    # Amplitudes are in units of the crystal's, and so are brought to each pattern's.
+    size, goal = (propagate(density).abs() * measured for density in (guess, target))
+    scale = magnitude.square().sum(AXES) / goal.square().sum(AXES).clamp_min(TINY)
+    gap = scale.sqrt()[:, None, None, None] * size - magnitude
+    misfit = (gap.abs().sum(AXES) / magnitude.sum(AXES).clamp_min(TINY)).mean()
+    overlap = (guess * target.conj()).sum(AXES).abs()
+    norm = guess.abs().square().sum(AXES) * target.abs().square().sum(AXES)
+    scores = {
+        "amplitude": float(amplitude_error.detach()),
+        "phase": float(phase_error.detach()),
+        "diffraction": float(misfit.detach()),
+        "correlation": float((overlap / norm.sqrt().clamp_min(TINY)).detach().mean()),
+    }
+    return amplitude_error + phase_error + misfit, scores
+
+
+def normalised(magnitude: Tensor) -> Tensor:
+    """Return magnitudes (..., n, n, n) over the largest of each pattern."""
+    return magnitude / magnitude.amax(AXES, keepdim=True).clamp_min(TINY)
+
+
+def _canonical(density: Tensor) -> Tensor:
+    """Return the one of an object and its equals that the network is to learn, origin at n // 2."""
+    array = density.cpu().numpy()
+    result, _ = quality.canonical(array, quality.half_level_support(array))
+    return torch.from_numpy(result).to(density)
+
+
+def paper_start(model: nn.Module) -> Start:
+    """Return the network as a start.
+
+    It sees the central 32^3 of the measurement, gaps filled since it knows of no mask, and gives one object;
+    asked for more, it gives copies.
+
+    Parameters
+    ----------
+    model
+        A `PaperNetwork`.
+    """
+
+    def start(measurement: Measurement, count: int, generator: torch.Generator) -> Objects:
+        magnitude = about_centre(to_centre(measurement.intensity), (SIDE,) * 3).clamp_min(0).sqrt()
+        was_training = model.training
+        with torch.no_grad():
+            amplitude, phase = model.eval()(normalised(magnitude[None]))
+        model.train(was_training)
+        coarse = propagate(torch.polar(amplitude[0].float(), phase[0].float()))
+        field = to_corner(about_centre(coarse, measurement.magnitude.shape))
+        size = field.abs() if measurement.fitted is None else field.abs() * measurement.fitted
+        scale = (size * measurement.target).sum() / size.square().sum().clamp_min(TINY)
+        density = torch.fft.ifftn(scale * field, norm="ortho").expand(count, *field.shape)
+        outline = density.abs() > INSIDE * typical_amplitude(density.abs())
+        return Objects.start(density, outline.float())
+
+    return start
+
+
+def about_centre(array: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return an array (n0, n1, n2) cut, or continued with zeros, to a shape, n // 2 staying n // 2."""
+    # Padding is told from the last axis to the first; negative padding cuts.
+    padding: list[int] = []
+    for n, m in reversed(list(zip(array.shape, shape, strict=True))):
+        before = m // 2 - n // 2
+        padding += [before, m - n - before]
+    return F.pad(array, padding)
