@@ -282,12 +282,13 @@ class ShrinkWrap:
     sigma
         Width of the Gaussian that smooths the amplitude first, voxels.
     max_voxels
-        The support's largest volume: without a bound a low threshold lets it grow until anything fits.
+        The support's largest volume, or that of each object: without a bound a low threshold lets it grow
+        until anything fits.
     """
 
     threshold: float = 0.2
     sigma: float = 1.0
-    max_voxels: int | None = None
+    max_voxels: int | tuple[int, ...] | None = None
 
     def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
         amplitude = objects.density.abs()

@@ -8,7 +8,7 @@ from torch import Tensor
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.forward import AXES, to_corner
 from bluesky_cdinn.refine import Measurement, Objects
-from bluesky_cdinn.support import autocorrelation_support, gaussian_blur, typical_amplitude
+from bluesky_cdinn.support import autocorrelation_support
 
 
 class Start(Protocol):
@@ -30,12 +30,6 @@ def random_start(measurement: Measurement, count: int, generator: torch.Generato
     support = torch.zeros_like(measurement.magnitude)
     support[tuple(slice(n // 4, n // 4 + max(n // 2, 1)) for n in support.shape)] = 1
     return _random_density(to_corner(support), measurement, count, generator)
-
-
-def guessed_support(density: Tensor) -> Tensor:
-    """Return where a guessed object is, with a margin, float32 of the same shape."""
-    amplitude = density.abs()
-    return (gaussian_blur(amplitude, 1.0) > 0.2 * typical_amplitude(amplitude)).to(torch.float32)
 
 
 def start_named(name: str) -> Start:

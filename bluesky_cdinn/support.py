@@ -35,12 +35,16 @@ def below_ceiling(image: Tensor, support: Tensor, ceiling: float) -> Tensor:
     return amplitude.reciprocal_().mul_(limit).clamp_max_(1)
 
 
-def largest(values: Tensor, count: int) -> Tensor:
+def largest(values: Tensor, count: int | tuple[int, ...]) -> Tensor:
     """Return the value of each object that ``count`` of its voxels exceed, float (starts, 1, 1, 1)."""
     flat = values.flatten(-3)
-    if count >= flat.shape[-1]:
-        return torch.zeros_like(values[..., :1, :1, :1])
-    return flat.kthvalue(flat.shape[-1] - count, dim=-1).values[..., None, None, None]
+    counts = (count,) * len(flat) if isinstance(count, int) else count
+    size = flat.shape[-1]
+    levels = [
+        row.kthvalue(size - most).values if most < size else row.new_zeros(())
+        for row, most in zip(flat, counts, strict=True)
+    ]
+    return torch.stack(levels)[:, None, None, None]
 
 
 def gaussian_blur(values: Tensor, sigma: float) -> Tensor:

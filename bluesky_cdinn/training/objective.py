@@ -4,20 +4,21 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_cdinn.forward import AXES, to_corner
-from bluesky_cdinn.refine import HIO, BreakTwins, Measurement, Objects, ShrinkWrap, run
-from bluesky_cdinn.starts import guessed_support
+from bluesky_cdinn.guess import continued, half_phased, scale_to
+from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.support import autocorrelation_support
 from bluesky_cdinn.training.batch import Batch
 
 # How far phase retrieval has come when the network looks at it: iterations from random phases, drawn evenly.
 HEADWAY = (10, 20, 40, 60, 100)
-# Between two looks of the network.
-BETWEEN = 20
 ROUNDS = 2
 # Weight of the misfit to the data beside that to the object.
 PHYSICS = 0.5
-CEILING, ROOM = 1.15, 1.3
+# Of the support over the autocorrelation's.
+ROOM = 1.3
 TINY = 1e-6
+# From the nearest voxel to the peak between voxels.
+NEWTON_STEPS = 3
 
 
 def objective(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -31,13 +32,13 @@ def objective(model: nn.Module, batch: Batch, generator: torch.Generator) -> tup
     measurement = Measurement(batch.magnitude, batch.measured)
     truth = to_corner(batch.truth)
     with torch.no_grad():
-        objects = half_phased(measurement, generator)
+        objects = random_states(measurement, generator)
     losses, scores = [], {}
     for look in range(1, ROUNDS + 1):
         guess = model(batch.magnitude, batch.measured, objects.density, objects.support)
         target = aligned(truth, guess.detach())
         error = squared_error(guess, target)
-        misfit = chi2(guess, batch)
+        misfit = chi2(guess, measurement)
         # The root, so that crystals nearly solved count as much as those that are not.
         losses.append((error + 1e-3).sqrt().mean() + PHYSICS * misfit.mean())
         scores[f"correlation_{look}"] = float(correlation(guess.detach(), target).mean())
@@ -48,88 +49,28 @@ def objective(model: nn.Module, batch: Batch, generator: torch.Generator) -> tup
     return torch.stack(losses).mean(), scores
 
 
-def half_phased(measurement: Measurement, generator: torch.Generator) -> Objects:
-    """Return where phase retrieval stands after some iterations from random phases."""
+def random_states(measurement: Measurement, generator: torch.Generator) -> Objects:
+    """Return where phase retrieval stands after some iterations from random phases, one for each crystal."""
     magnitude = measurement.magnitude
     support = torch.stack([autocorrelation_support(one) for one in magnitude.square()]).float()
-    room = [int(ROOM * float(one.sum())) for one in support]
+    room = tuple(max(1, int(ROOM * float(one.sum()))) for one in support)
     device = magnitude.device
-    phases = 6.2832 * torch.rand(magnitude.shape, generator=generator, device=device)
-    objects = Objects.start(
-        torch.polar(torch.rand(magnitude.shape, generator=generator, device=device), phases), support
-    )
+    amplitude = torch.rand(magnitude.shape, generator=generator, device=device)
+    phase = 2 * torch.pi * torch.rand(magnitude.shape, generator=generator, device=device)
+    objects = Objects.start(torch.polar(amplitude, phase), support)
     power = magnitude.square().sum(AXES, keepdim=True)
     objects.density *= (power / objects.density.abs().square().sum(AXES, keepdim=True)).sqrt()
     choice = int(torch.randint(len(HEADWAY), (1,), generator=generator, device=device))
-    left = HEADWAY[choice]
-    first = True
-    while left > 0:
-        _advance(objects, measurement, HIO(min(20, left), ceiling=CEILING))
-        left -= 20
-        if first:
-            if left > 0:
-                _advance(objects, measurement, BreakTwins())
-            first = False
-        elif left > 0:
-            _wrap(objects, measurement, room, 2.0)
-    return recentred(objects)
+    return half_phased(objects, measurement, HEADWAY[choice], room)
 
 
-def continued(guess: Tensor, measurement: Measurement) -> Objects:
-    """Return where a few iterations of phase retrieval take a network's guess."""
-    objects = Objects.start(guess * scale_to(guess, measurement), guessed_support(guess))
-    _advance(objects, measurement, HIO(BETWEEN, ceiling=CEILING))
-    return recentred(objects)
-
-
-def _advance(objects: Objects, measurement: Measurement, step: HIO | BreakTwins) -> None:
-    for _ in run([step], objects, measurement):
-        pass
-
-
-def _wrap(objects: Objects, measurement: Measurement, room: list[int], sigma: float) -> None:
-    for i, voxels in enumerate(room):
-        one = objects.keep(torch.tensor([i], device=objects.density.device))
-        for _ in run([ShrinkWrap(0.15, sigma, max(1, voxels))], one, measurement):
-            pass
-        objects.support[i] = one.support[0]
-
-
-def recentred(objects: Objects) -> Objects:
-    """Return objects moved, by whole voxels, to have their centres of mass at index 0."""
-    weight = objects.density.abs().square() * objects.support
-    shifts = []
-    for axis in AXES:
-        profile = weight.sum([a for a in AXES if a != axis])
-        n = profile.shape[-1]
-        turn = torch.exp(2j * torch.pi * torch.arange(n, device=profile.device) / n)
-        shifts.append((torch.angle((profile * turn).sum(-1)) / (2 * torch.pi) * n).round().long())
-    moved = [
-        (density.roll(step, AXES), support.roll(step, AXES))
-        for density, support, step in zip(
-            objects.density, objects.support, (-torch.stack(shifts, -1)).tolist(), strict=True
-        )
-    ]
-    density, support = (torch.stack(part) for part in zip(*moved, strict=True))
-    return Objects(density, support, objects.chi2)
-
-
-def scale_to(guess: Tensor, measurement: Measurement) -> Tensor:
-    """Return the factor that brings each guess' diffraction closest to the measured magnitudes."""
+def chi2(guess: Tensor, measurement: Measurement) -> Tensor:
+    """Return chi2 of each guess at its best scale, float (batch,)."""
     size = torch.fft.fftn(guess, dim=AXES, norm="ortho").abs()
-    known = measurement.target
     if measurement.fitted is not None:
         size = size * measurement.fitted
-    return (size * known).sum(AXES, keepdim=True) / size.square().sum(AXES, keepdim=True).clamp_min(TINY)
-
-
-def chi2(guess: Tensor, batch: Batch) -> Tensor:
-    """Return chi2 of each guess at its best scale, float (batch,)."""
-    size = torch.fft.fftn(guess, dim=AXES, norm="ortho").abs() * batch.measured
-    scale = (size * batch.magnitude).sum(AXES, keepdim=True)
-    scale = scale / size.square().sum(AXES, keepdim=True).clamp_min(TINY)
-    power = batch.magnitude.square().sum(AXES).clamp_min(TINY)
-    return (scale * size - batch.magnitude).square().sum(AXES) / power
+    gap = scale_to(guess, measurement) * size - measurement.target
+    return gap.square().sum(AXES) / measurement.target.square().sum(AXES).clamp_min(TINY)
 
 
 def squared_error(guess: Tensor, target: Tensor) -> Tensor:
@@ -156,7 +97,7 @@ def aligned(truth: Tensor, guess: Tensor) -> Tensor:
     Notes
     -----
     The correlation over all shifts is one transform (the correlation theorem); between voxels its peak is
-    a parabola's.
+    found by Newton's method.
     """
     field, other = (torch.fft.fftn(values, dim=AXES, norm="ortho") for values in (truth, guess))
     # The twin, conjugated and inverted in space, has the conjugate transform.
@@ -167,20 +108,30 @@ def aligned(truth: Tensor, guess: Tensor) -> Tensor:
     chosen, likeness = fields[best, rows], likeness[best, rows]
     shape = likeness.shape[-3:]
     place = torch.stack(torch.unravel_index(likeness.flatten(1).argmax(1), shape), -1)
-    peak = likeness[rows, *place.unbind(-1)]
-    for axis, n in zip(AXES, shape, strict=True):
-        step = torch.zeros(3, dtype=torch.long, device=truth.device)
-        step[axis] = 1
-        sizes = torch.tensor(shape, device=truth.device)
-        below = likeness[rows, *((place - step) % sizes).unbind(-1)]
-        above = likeness[rows, *((place + step) % sizes).unbind(-1)]
-        bend = (2 * peak - below - above).clamp_min(TINY)
-        shift = place[:, axis] + (0.5 * (above - below) / bend).clamp(-0.5, 0.5)
-        turns = torch.fft.fftfreq(n, device=truth.device)
-        ramp = torch.exp(-2j * torch.pi * shift[:, None] * turns)
-        view = [len(truth), 1, 1, 1]
-        view[axis] = n
-        chosen = chosen * ramp.reshape(view)
-    moved = torch.fft.ifftn(chosen, dim=AXES, norm="ortho")
+    lines = [2 * torch.pi * torch.fft.fftfreq(n, device=truth.device) for n in shape]
+    wavevectors = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).reshape(-1, 3)
+    shift = _peak((other * chosen.conj()).flatten(1), wavevectors, place.to(torch.float32))
+    ramp = torch.exp(-1j * (shift @ wavevectors.mT)).reshape(truth.shape)
+    moved = torch.fft.ifftn(chosen * ramp, dim=AXES, norm="ortho")
     product = (guess * moved.conj()).sum(AXES, keepdim=True)
     return moved * torch.exp(1j * product.angle())
+
+
+def _peak(spectrum: Tensor, wavevectors: Tensor, shift: Tensor) -> Tensor:
+    """Return where abs(sum of spectrum * exp(i k . shift))**2 peaks near a shift, float (batch, 3)."""
+    x, y, z = wavevectors.unbind(-1)
+    second = torch.stack([x * x, x * y, x * z, y * y, y * z, z * z], -1)
+    powers = torch.cat([torch.ones_like(x)[:, None], wavevectors, second], -1).to(spectrum.dtype)
+    for _ in range(NEWTON_STEPS):
+        turned = spectrum * torch.exp(1j * (shift @ wavevectors.mT))
+        moments = turned @ powers
+        value, slope, curvature = moments[:, :1], 1j * moments[:, 1:4], -moments[:, 4:]
+        gradient = (value.conj() * slope).real
+        bends = (value.conj() * curvature).real[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+        hessian = bends + (slope.conj()[:, :, None] * slope[:, None]).real
+        # Where the peak is too flat to have a curvature of its own, the step stays small.
+        level = -torch.linalg.eigvalsh(hessian).abs().amax(-1)[:, None, None]
+        safe = hessian + 1e-3 * level * torch.eye(3, device=shift.device)
+        step = torch.linalg.solve(safe, gradient[..., None])[..., 0]
+        shift = shift - step.nan_to_num().clamp(-0.5, 0.5)
+    return shift
