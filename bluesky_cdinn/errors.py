@@ -36,6 +36,14 @@ class StoreUnavailable(CdinnError):
     """Tiled can't be reached, or refuses; what was to be stored lies in the spool directory."""
 
 
+class WeightsError(CdinnError):
+    """A file of network weights is damaged, or doesn't fit what it is asked to do."""
+
+
+class TrainingFailed(CdinnError):
+    """Training can't go on: it diverged, its data stopped coming, or nothing in its folder can be resumed."""
+
+
 class NotFound(CdinnError, KeyError):
     """No stored run fits the query."""
 
