@@ -32,7 +32,8 @@ def objective(model: nn.Module, batch: Batch, generator: torch.Generator) -> tup
     measurement = Measurement(batch.magnitude, batch.measured)
     truth = to_corner(batch.truth)
     with torch.no_grad():
-        objects = random_states(measurement, generator)
+        choice = torch.randint(len(HEADWAY), (1,), generator=generator, device=generator.device)
+        objects = random_states(measurement, generator, HEADWAY[int(choice)])
     losses, scores = [], {}
     for look in range(1, ROUNDS + 1):
         guess = model(batch.magnitude, batch.measured, objects.density, objects.support)
@@ -49,7 +50,7 @@ def objective(model: nn.Module, batch: Batch, generator: torch.Generator) -> tup
     return torch.stack(losses).mean(), scores
 
 
-def random_states(measurement: Measurement, generator: torch.Generator) -> Objects:
+def random_states(measurement: Measurement, generator: torch.Generator, iterations: int) -> Objects:
     """Return where phase retrieval stands after some iterations from random phases, one for each crystal."""
     magnitude = measurement.magnitude
     support = torch.stack([autocorrelation_support(one) for one in magnitude.square()]).float()
@@ -60,8 +61,7 @@ def random_states(measurement: Measurement, generator: torch.Generator) -> Objec
     objects = Objects.start(torch.polar(amplitude, phase), support)
     power = magnitude.square().sum(AXES, keepdim=True)
     objects.density *= (power / objects.density.abs().square().sum(AXES, keepdim=True)).sqrt()
-    choice = int(torch.randint(len(HEADWAY), (1,), generator=generator, device=device))
-    return half_phased(objects, measurement, HEADWAY[choice], room)
+    return half_phased(objects, measurement, iterations, room)
 
 
 def chi2(guess: Tensor, measurement: Measurement) -> Tensor:
