@@ -68,6 +68,15 @@ def scale_to(guess: Tensor, measurement: Measurement) -> Tensor:
     return product / size.square().sum(AXES, keepdim=True).clamp_min(TINY)
 
 
+def chi2_of(guess: Tensor, measurement: Measurement) -> Tensor:
+    """Return chi2 of each guess at its best scale, on what is fitted, float (starts,)."""
+    size = torch.fft.fftn(guess, dim=AXES, norm="ortho").abs()
+    if measurement.fitted is not None:
+        size = size * measurement.fitted
+    gap = scale_to(guess, measurement) * size - measurement.target
+    return gap.square().sum(AXES) / measurement.target.square().sum(AXES).clamp_min(TINY)
+
+
 def recentred(objects: Objects) -> Objects:
     """Return objects moved, by whole voxels, to have their centres of mass at index 0."""
     weight = objects.density.abs().square() * objects.support

@@ -11,8 +11,9 @@ The object fills at most half of each axis, so that the network works on the cen
 measurement enters with each 2x2x2 voxels of it as one position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from bluesky_cdinn.forward import AXES
 
+# What `CDINN.forward` takes: weights that were trained on something else are refused.
+NORMALISATION = "counts; state at typical amplitude 1, phase of its sum 0"
 # Of an amplitude whose crystal has 1.
 LARGEST = 1.5
 TINY = 1e-6
@@ -49,6 +52,12 @@ class NetworkConfig:
     widths: tuple[int, int, int] = (32, 64, 128)
     depths: tuple[int, int, int] = (1, 2, 2)
     heads: int = 4
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "NetworkConfig":
+        """Return the configuration that JSON holds; TypeError where it isn't one."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 class CDINN(nn.Module):

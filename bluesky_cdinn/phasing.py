@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from bluesky_cdinn import quality
-from bluesky_cdinn.forward import AXES, to_centre, to_corner
+from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.guess import guessed_support
 from bluesky_cdinn.refine import (
     HIO,
     AcceleratedER,
@@ -26,7 +27,8 @@ from bluesky_cdinn.refine import (
     run,
 )
 from bluesky_cdinn.starts import Start
-from bluesky_cdinn.support import autocorrelation_support, gaussian_blur, typical_amplitude
+from bluesky_cdinn.support import autocorrelation_support
+from bluesky_cdinn.windows import measurement_window, objects_on
 
 Shape = tuple[int, int, int]
 Watch = Callable[[Objects], None]
@@ -61,16 +63,7 @@ class Problem:
 
     def at(self, shape: Shape) -> Measurement:
         """Return the central window of the measurement."""
-        full = self.measurement
-        if shape == tuple(full.magnitude.shape):
-            return full
-        window = window_on_grid(full.magnitude.shape, shape)
-        cut = [
-            None if array is None else to_corner(to_centre(array)[window])
-            for array in (full.magnitude, full.fitted, full.held_out, full.filled)
-        ]
-        assert cut[0] is not None
-        return Measurement(cut[0], *cut[1:])
+        return measurement_window(self.measurement, shape)
 
 
 def search(problem: Problem, start: Start, count: int, generator: torch.Generator, watch: Watch) -> Objects:
@@ -140,9 +133,7 @@ class Attempt:
         aligned = [quality.align(densities[i], densities[0]) if i else densities[0] for i in same]
         means = np.stack([np.mean(aligned[half::2], axis=0) for half in range(2)])
         density = to_corner(torch.from_numpy(means).to(self.objects.density.device))
-        amplitude = density.abs()
-        support = gaussian_blur(amplitude, 1.0) > 0.2 * typical_amplitude(amplitude)
-        return Objects(density, support.to(amplitude.dtype), self.objects.chi2[:2].clone())
+        return Objects(density, guessed_support(density), self.objects.chi2[:2].clone())
 
 
 def search_recipe(room: int, effort: int = 1) -> list[Step]:
@@ -160,7 +151,7 @@ def search_recipe(room: int, effort: int = 1) -> list[Step]:
 def climb(objects: Objects, problem: Problem, level: Shape, watch: Watch) -> Objects:
     """Take objects to a finer level and settle them there."""
     measurement = problem.at(level)
-    finer = resample(objects, level)
+    finer = objects_on(objects, level)
     for state in run(climb_recipe(), finer, measurement):
         watch(state)
     return finer
@@ -172,17 +163,6 @@ def climb_recipe() -> list[Step]:
     for threshold in (0.2, 0.25):
         steps += [HIO(15, ceiling=1.3), AcceleratedER(10), ShrinkWrap(threshold, sigma=0.8)]
     return [*steps, AcceleratedER(15)]
-
-
-def resample(objects: Objects, shape: Shape) -> Objects:
-    """Return objects on a finer grid: the same field, zero where the coarse level had none."""
-    field = to_centre(torch.fft.fftn(objects.density, dim=AXES, norm="ortho"))
-    whole = torch.zeros((len(field), *shape), dtype=field.dtype, device=field.device)
-    whole[(slice(None), *window_on_grid(shape, field.shape[-3:]))] = field
-    density = torch.fft.ifftn(to_corner(whole), dim=AXES, norm="ortho")
-    amplitude = density.abs()
-    support = gaussian_blur(amplitude, 1.0) > 0.2 * typical_amplitude(amplitude)
-    return Objects(density, support.to(amplitude.dtype), objects.chi2.clone())
 
 
 def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:

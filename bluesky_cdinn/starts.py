@@ -33,22 +33,17 @@ def random_start(measurement: Measurement, count: int, generator: torch.Generato
 
 
 def start_named(name: str) -> Start:
-    """Return the start of a name in `settings.ReconstructionOptions.start`.
+    """Return the start of a name in `settings.ReconstructionOptions.start` that needs no weights.
 
     Raises
     ------
     InvalidInput
-        If there is no such start, or it needs network weights and none are installed.
+        If there is no such start.
     """
     if name in ("auto", "autocorrelation"):
         return autocorrelation_start
     if name == "random":
         return random_start
-    if name == "network":
-        raise InvalidInput(
-            "the network start requires trained 3D-CDI-NN weights, and this version ships none: "
-            "use start 'auto' or 'autocorrelation'"
-        )
     raise InvalidInput(f"start must be auto, network, autocorrelation or random, got {name!r}")
 
 

@@ -12,11 +12,11 @@ from bluesky_cdinn.phasing import (
     climb,
     finish,
     polish,
-    resample,
     search,
 )
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.starts import autocorrelation_start
+from bluesky_cdinn.windows import objects_on
 
 
 def generator(seed=0):
@@ -58,7 +58,7 @@ def test_resampling_keeps_the_field_and_adds_nothing(coarse, fine):
     density, _ = crystal_and_counts(1, 2.0, coarse)
     corner = to_corner(torch.from_numpy(density))[None]
     objects = Objects(corner, torch.ones_like(corner.real), torch.tensor([0.5]))
-    finer = resample(objects, fine)
+    finer = objects_on(objects, fine)
     assert finer.density.shape == finer.support.shape == (1, *fine)
     field = far_field(density_of(finer))
     window = window_on_grid(fine, coarse)
@@ -73,7 +73,7 @@ def test_resampling_keeps_the_field_and_adds_nothing(coarse, fine):
 def test_resampled_support_is_the_same_crystal_seen_finer():
     density, _ = crystal_and_counts(1, 1.0, (24, 24, 24), oversampling=2)
     corner = to_corner(torch.from_numpy(density))[None]
-    finer = resample(Objects(corner, (corner.abs() > 0).float(), torch.zeros(1)), (48, 48, 48))
+    finer = objects_on(Objects(corner, (corner.abs() > 0).float(), torch.zeros(1)), (48, 48, 48))
     size = np.count_nonzero(quality.half_level_support(density))
     assert 4 < float(finer.support.sum()) / size < 16
 

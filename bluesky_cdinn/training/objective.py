@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_cdinn.forward import AXES, to_corner
-from bluesky_cdinn.guess import continued, half_phased, scale_to
+from bluesky_cdinn.guess import chi2_of, continued, half_phased
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.support import autocorrelation_support
 from bluesky_cdinn.training.batch import Batch
@@ -39,7 +39,7 @@ def objective(model: nn.Module, batch: Batch, generator: torch.Generator) -> tup
         guess = model(batch.magnitude, batch.measured, objects.density, objects.support)
         target = aligned(truth, guess.detach())
         error = squared_error(guess, target)
-        misfit = chi2(guess, measurement)
+        misfit = chi2_of(guess, measurement)
         # The root, so that crystals nearly solved count as much as those that are not.
         losses.append((error + 1e-3).sqrt().mean() + PHYSICS * misfit.mean())
         scores[f"correlation_{look}"] = float(correlation(guess.detach(), target).mean())
@@ -62,15 +62,6 @@ def random_states(measurement: Measurement, generator: torch.Generator, iteratio
     power = magnitude.square().sum(AXES, keepdim=True)
     objects.density *= (power / objects.density.abs().square().sum(AXES, keepdim=True)).sqrt()
     return half_phased(objects, measurement, iterations, room)
-
-
-def chi2(guess: Tensor, measurement: Measurement) -> Tensor:
-    """Return chi2 of each guess at its best scale, float (batch,)."""
-    size = torch.fft.fftn(guess, dim=AXES, norm="ortho").abs()
-    if measurement.fitted is not None:
-        size = size * measurement.fitted
-    gap = scale_to(guess, measurement) * size - measurement.target
-    return gap.square().sum(AXES) / measurement.target.square().sum(AXES).clamp_min(TINY)
 
 
 def squared_error(guess: Tensor, target: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import torch
 
 from bluesky_cdinn import quality
 from bluesky_cdinn.forward import AXES, to_centre, to_corner
+from bluesky_cdinn.guess import chi2_of
 from bluesky_cdinn.network import NetworkConfig, build
 from bluesky_cdinn.refine import Measurement
 from bluesky_cdinn.training.measuring import Conditions, measure
-from bluesky_cdinn.training.objective import aligned, chi2, correlation, objective, squared_error
+from bluesky_cdinn.training.objective import aligned, correlation, objective, squared_error
 from bluesky_cdinn.training.procedural import Recipe, procedural_crystals
 
 SIDE = 24
@@ -65,9 +66,9 @@ def test_aligning_agrees_with_the_comparison_that_judges_results(batch):
 
 def test_the_truth_fits_its_own_measurement(batch):
     measurement = Measurement(batch.magnitude, batch.measured)
-    misfit = chi2(to_corner(batch.truth), measurement)
+    misfit = chi2_of(to_corner(batch.truth), measurement)
     assert (misfit < 0.05).all()
-    assert torch.allclose(misfit, chi2(100 * to_corner(batch.truth), measurement), atol=1e-6)
+    assert torch.allclose(misfit, chi2_of(100 * to_corner(batch.truth), measurement), atol=1e-6)
 
 
 def test_chi2_is_the_sum_over_what_was_measured(batch):
@@ -77,7 +78,7 @@ def test_chi2_is_the_sum_over_what_was_measured(batch):
     magnitude = batch.magnitude[0][batch.measured[0]].numpy()
     scale = (size @ magnitude) / (size @ size)
     expected = ((scale * size - magnitude) ** 2).sum() / (magnitude**2).sum()
-    assert float(chi2(guess, measurement)[0]) == pytest.approx(expected, rel=1e-3)
+    assert float(chi2_of(guess, measurement)[0]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_loss_falls_and_repeats(batch):

@@ -1,0 +1,59 @@
+"""The same crystal on another grid: windows of reciprocal space, larger or smaller.
+
+A smaller window is the crystal seen blurred, on as many fewer voxels; in a larger one what lies beyond the
+window is not measured, and zero of an object's field.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bluesky_cdinn.forward import AXES, to_centre, to_corner
+from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.guess import guessed_support
+from bluesky_cdinn.refine import Measurement, Objects
+
+
+def windowed(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return arrays on the window of ``shape`` about the origin, zero where they have no values.
+
+    Parameters
+    ----------
+    values
+        (..., n0, n1, n2), origin at index 0.
+    shape
+        Of the window, each side larger or smaller than the array's, or the same.
+    """
+    old = tuple(values.shape[-3:])
+    if old == tuple(shape):
+        return values
+    common = [min(n, m) for n, m in zip(old, shape, strict=True)]
+    cut = to_centre(values)[(..., *window_on_grid(old, common))]
+    whole = values.new_zeros((*values.shape[:-3], *shape))
+    whole[(..., *window_on_grid(shape, common))] = cut
+    return to_corner(whole)
+
+
+def measurement_window(measurement: Measurement, shape: Sequence[int]) -> Measurement:
+    """Return a measurement in a window of its reciprocal space."""
+    old = tuple(measurement.magnitude.shape)
+    if old == tuple(shape):
+        return measurement
+    fitted = measurement.fitted
+    if fitted is None and any(n > m for n, m in zip(shape, old, strict=True)):
+        fitted = torch.ones_like(measurement.magnitude, dtype=torch.bool)
+    cut = [
+        None if array is None else windowed(array, shape)
+        for array in (fitted, measurement.held_out, measurement.filled)
+    ]
+    return Measurement(windowed(measurement.magnitude, shape), *cut)
+
+
+def objects_on(objects: Objects, shape: Sequence[int]) -> Objects:
+    """Return objects on the grid of another window: the same field, as far as both windows reach."""
+    if tuple(objects.density.shape[-3:]) == tuple(shape):
+        return objects
+    field = torch.fft.fftn(objects.density, dim=AXES, norm="ortho")
+    density = torch.fft.ifftn(windowed(field, shape), dim=AXES, norm="ortho")
+    return Objects(density, guessed_support(density), objects.chi2.clone())
