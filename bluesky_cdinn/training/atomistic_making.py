@@ -8,6 +8,7 @@ One file a crystal, written whole or not at all.
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,24 +31,36 @@ SIDE = 28
 
 
 def make_set(
-    folder: Path,
-    count: int,
-    seed: int,
-    *,
-    processes: int = 1,
-    side: int = SIDE,
-    progress: bool = True,
+    folder: Path, count: int, seed: int, *, processes: int = 1, side: int = SIDE, progress: bool = True
 ) -> None:
-    """Make the crystals of ``count`` consecutive seeds, those that the folder lacks.
+    """Make the mixed crystals of ``count`` consecutive seeds, those that the folder lacks.
 
     Parameters
     ----------
     folder
-        Where to; made if absent. One file a crystal.
+        Where to; made if absent.
     count
         How many.
     seed
         Of the first.
+    processes, side, progress
+        As for `make_crystals`, which also says what is raised.
+    """
+    recipes = [random_recipe(number) for number in range(seed, seed + count)]
+    make_crystals(folder, recipes, processes=processes, side=side, progress=progress)
+
+
+def make_crystals(
+    folder: Path, recipes: Sequence[Recipe], *, processes: int = 1, side: int = SIDE, progress: bool = True
+) -> None:
+    """Make crystals, those whose seeds the folder lacks.
+
+    Parameters
+    ----------
+    folder
+        Where to; made if absent. One file a crystal, named by its seed.
+    recipes
+        What to make, each with a seed of its own.
     processes
         How many crystals are made at once, each by one process and its LAMMPS child.
     side
@@ -64,22 +77,21 @@ def make_set(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _require_same(folder / "set.json", {"version": VERSION, "side": side})
-    missing = [s for s in range(seed, seed + count) if not _file(folder, s).exists()]
-    failed: dict[int, BaseException] = {}
+    missing = [recipe for recipe in recipes if not _file(folder, recipe).exists()]
+    failed: dict[int, RelaxationFailed] = {}
     # Started anew rather than forked: the caller may hold threads.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(_make_one, folder, s, side): s for s in missing}
+        jobs = {pool.submit(_make_one, folder, recipe, side): recipe.seed for recipe in missing}
         for job in tqdm(as_completed(jobs), total=len(jobs), unit="crystal", disable=not progress):
-            error = job.exception()
-            if isinstance(error, RelaxationFailed):
+            try:
+                job.result()
+            except RelaxationFailed as error:
                 LOG.warning("crystal %d was not made: %s", jobs[job], error)
                 failed[jobs[job]] = error
-            elif error is not None:
-                raise error
     if failed:
         raise RelaxationFailed(
-            f"{len(failed)} of {count} crystals could not be made, the others are in {folder}; "
-            f"seeds {sorted(failed)}; the first reason: {next(iter(failed.values()))}"
+            f"{len(recipes)} crystals were asked for, {len(failed)} could not be made, of seeds "
+            f"{sorted(failed)}; the others are in {folder}. The first reason: {next(iter(failed.values()))}"
         )
 
 
@@ -104,14 +116,13 @@ def make_crystal(recipe: Recipe, side: int = SIDE) -> tuple[Atoms, NDArray[np.fl
     )
 
 
-def _make_one(folder: Path, seed: int, side: int) -> None:
-    recipe = random_recipe(seed)
+def _make_one(folder: Path, recipe: Recipe, side: int) -> None:
     atoms, _, field = make_crystal(recipe, side)
-    save_set(as_set(recipe, field, atoms.dislocation), _file(folder, seed))
+    save_set(as_set(recipe, field, atoms.dislocation), _file(folder, recipe))
 
 
-def _file(folder: Path, seed: int) -> Path:
-    return folder / f"crystal-{seed:07d}.npz"
+def _file(folder: Path, recipe: Recipe) -> Path:
+    return folder / f"crystal-{recipe.seed:07d}.npz"
 
 
 def _require_same(file: Path, facts: dict[str, int]) -> None:
