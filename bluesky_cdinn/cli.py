@@ -66,6 +66,7 @@ def replay(
     ] = 0.0,
     shape: options.Shape = None,
     start: options.StartAt = None,
+    weights: options.Weights = None,
     refine: options.Refine = None,
     starts: options.Starts = None,
     seed: options.Seed = None,
@@ -76,8 +77,8 @@ def replay(
 ) -> None:
     """Run a recorded scan through RunEngine, live callback, worker and Tiled, as if it were measured now."""
     with answering(as_json) as answer:
-        chosen = choose(settings(directory), max_shape=shape, start=start, refine=refine, starts=starts,
-                        seed=seed, device=device, threads=threads)  # fmt: skip
+        chosen = choose(settings(directory), max_shape=shape, start=start, weights=weights, refine=refine,
+                        starts=starts, seed=seed, device=device, threads=threads)  # fmt: skip
         from bluesky_cdinn.replaying import replay_scan
         from bluesky_cdinn.sim.recording import load_recording
 
@@ -93,6 +94,7 @@ def reconstruct(
     run_uid: Annotated[str, typer.Argument(help="Of the raw run, or its first characters.")],
     shape: options.Shape = None,
     start: options.StartAt = None,
+    weights: options.Weights = None,
     refine: options.Refine = None,
     starts: options.Starts = None,
     seed: options.Seed = None,
@@ -103,8 +105,8 @@ def reconstruct(
 ) -> None:
     """Reconstruct a stored scan again; makes another processed run beside those that there are."""
     with answering(as_json) as answer:
-        chosen = choose(settings(directory), max_shape=shape, start=start, refine=refine, starts=starts,
-                        seed=seed, device=device, threads=threads)  # fmt: skip
+        chosen = choose(settings(directory), max_shape=shape, start=start, weights=weights, refine=refine,
+                        starts=starts, seed=seed, device=device, threads=threads)  # fmt: skip
         from bluesky_cdinn.session import reconstruct_stored
 
         with progress_bars("crystal") as (crystal,):
@@ -181,6 +183,7 @@ def phase(
     file: Annotated[Path, typer.Argument(help="npz (intensity, optionally mask: True where valid) or CXI.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The npz file to write.")],
     start: options.StartAt = None,
+    weights: options.Weights = None,
     refine: options.Refine = None,
     starts: options.Starts = None,
     seed: options.Seed = None,
@@ -195,8 +198,8 @@ def phase(
     """
     with answering(as_json) as answer:
         require_writable(output)
-        chosen = choose(settings(), start=start, refine=refine, starts=starts,
-                        seed=seed, device=device, threads=threads)  # fmt: skip
+        chosen = choose(settings(), start=start, weights=weights, refine=refine,
+                        starts=starts, seed=seed, device=device, threads=threads)  # fmt: skip
         from bluesky_cdinn.documents import finite_scalars
         from bluesky_cdinn.volume_files import read_volume, write_reconstruction
 

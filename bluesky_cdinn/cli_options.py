@@ -20,6 +20,7 @@ Starts = Annotated[int | None, typer.Option(min=1, max=64, help="Independent sta
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same result.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Weights = Annotated[Path | None, typer.Option(help="The network's weights; those that ship by default.")]
 Shape = Annotated[
     tuple[int, int, int] | None,
     typer.Option("--shape", metavar="N N N", help="Largest part of the volume to work on, around the peak."),

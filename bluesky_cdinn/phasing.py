@@ -39,6 +39,9 @@ AGREED, SURE = 0.9, 0.97
 CEILING = 1.15
 # Of the interior against counting noise; see refine.AcceleratedER.
 SMOOTHNESS = 100.0
+# A network's guess that fits the measurement worse is not of anything that it was trained on; and by how
+# much a support may exceed the guessed one's.
+TRUSTED, ROOM_OF_GUESS = 0.2, 1.2
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
 # crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
 # off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
@@ -66,17 +69,64 @@ class Problem:
         return measurement_window(self.measurement, shape)
 
 
-def search(problem: Problem, start: Start, count: int, generator: torch.Generator, watch: Watch) -> Objects:
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found.
+
+    Parameters
+    ----------
+    objects
+        Two, each the mean of half of the starts that agree in the attempt that agreed best; or one, of a
+        single start.
+    start
+        Where that attempt started from: "network" or "classical".
+    guess_chi2
+        The least of the network's guesses' own; None where it was not asked.
+    """
+
+    objects: Objects
+    start: str
+    guess_chi2: float | None = None
+
+
+def search(
+    problem: Problem,
+    start: Start,
+    count: int,
+    generator: torch.Generator,
+    watch: Watch,
+    guess: Start | None = None,
+) -> Found:
     """Phase several starts on the coarsest level until two agree.
 
-    Returns
-    -------
-    Objects
-        Two, each the mean of half of the starts that agree in the attempt that agreed best; or one, of
-        a single start.
+    Parameters
+    ----------
+    problem
+        What to phase.
+    start
+        Knows nothing of the object but where it may be.
+    count
+        Starts in each attempt.
+    generator
+        Makes their choices.
+    watch
+        Gets the objects after each iteration.
+    guess
+        A network's; asked first. Where its guesses fit the measurement badly, or don't lead to the same
+        object, the classical starts follow.
     """
     measurement = problem.at(problem.levels[0])
-    best = None
+    best, found, guess_chi2 = None, "classical", None
+    if guess is not None:
+        objects = guess(measurement, count, generator)
+        guess_chi2 = float(objects.chi2.min())
+        if guess_chi2 < TRUSTED:
+            room = int(ROOM_OF_GUESS * float(objects.support.sum((-3, -2, -1)).max()))
+            for state in run(guess_recipe(max(1, room)), objects, measurement):
+                watch(state)
+            best, found = Attempt.of(objects), "network"
+            if count == 1 or best.agreement > SURE:
+                return Found(best.halves(), found, guess_chi2)
     for level, excess, effort in ATTEMPTS if count > 1 else ATTEMPTS[:1]:
         room = excess * float(autocorrelation_support(measurement.intensity, level).sum())
         objects = start(measurement, count, generator)
@@ -84,12 +134,12 @@ def search(problem: Problem, start: Start, count: int, generator: torch.Generato
             watch(state)
         attempt = Attempt.of(objects)
         if best is None or attempt.agreement > best.agreement:
-            best = attempt
+            best, found = attempt, "classical"
         # A sure one ends the search; one that merely agreed may yet be bettered by the other bound.
         if best.agreement > SURE or (attempt is not best and best.agreement > AGREED):
             break
     assert best is not None
-    return best.halves()
+    return Found(best.halves(), found, guess_chi2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +195,14 @@ def search_recipe(room: int, effort: int = 1) -> list[Step]:
         steps.append(HIO(20, ceiling=CEILING))
         # The support tightens and its smoothing narrows as the object gets clear.
         steps.append(ShrinkWrap(threshold=0.15 + 0.1 * done, sigma=2 - done, max_voxels=room))
+    return [*steps, AcceleratedER(20)]
+
+
+def guess_recipe(room: int) -> list[Step]:
+    """Return the steps that settle a network's guess; ``room`` is its support's largest volume, voxels."""
+    steps: list[Step] = []
+    for threshold in (0.2, 0.25):
+        steps += [HIO(20, ceiling=CEILING), ShrinkWrap(threshold, sigma=1.0, max_voxels=room)]
     return [*steps, AcceleratedER(20)]
 
 

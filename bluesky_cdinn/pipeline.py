@@ -1,11 +1,11 @@
 """The main path: a diffraction volume in, a crystal out. Start reading here.
 
-The volume is centred on its peak; a few independent starts are phased on its central, coarse part; two
-that agree go up level by level to the full grid; the better is fitted to the end, judged on voxels that
-no fit saw, and given its physical meaning.
+The volume is centred on its peak; a few independent starts, the network's guesses where there are weights,
+are phased on its central, coarse part; two that agree go up level by level to the full grid; the better is
+fitted to the end, judged on voxels that no fit saw, and given its physical meaning.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from bluesky_cdinn.errors import IncompleteScan, InvalidInput, MissingMetadata
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
+from bluesky_cdinn.network_start import NetworkStart, network_start
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, padded, pose, unpadded
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
@@ -28,6 +29,7 @@ from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.strain import strain_field
 from bluesky_cdinn.volume import assemble, load_frames
 from bluesky_cdinn.watch import Cancel, Report, Watch
+from bluesky_cdinn.weights import shipped_weights
 
 # How many of the starts that agree are taken to the full grid; two suffice to compare.
 FINALISTS = 2
@@ -120,9 +122,12 @@ def reconstruct(
         with watch.stage("prepare"):
             centred, roll = centre_peak(volume)
             posed = pose(padded(centred, roll), options, device)
-        objects, best = solve(posed, options, watch)
+        solution = solve(posed, options, watch)
+        best = solution.best
         with watch.stage("judge"):
-            numbers = judge(best, objects, posed.full)
+            numbers = judge(best, solution.finalists, posed.full)
+            if solution.guess_chi2 is not None:
+                numbers["guess_chi2"] = solution.guess_chi2
             if options.refine:
                 best = phasing.settle(best, posed.full, watch)
             best = unpadded(best, centred.intensity.shape)
@@ -152,7 +157,7 @@ def reconstruct(
         scalars=scalars,
         resolution_curve=transfer,
         progress=np.asarray(watch.chi2, dtype=np.float32),
-        parameters=parameters(options, posed.working, device),
+        parameters={**parameters(options, posed.working, device), **solution.origin},
         history=(*volume.history, {"step": "reconstruct", "roll": list(roll)}),
         **physical,
     )
@@ -181,18 +186,41 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> tuple[Objects, Objects]:
-    """Return the finalists on the working grid, the best first, and the best on the full grid."""
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What phasing came to.
+
+    Parameters
+    ----------
+    finalists
+        On the working grid, the best first.
+    best
+        On the full grid.
+    origin
+        Where they started from, as `parameters` records it.
+    guess_chi2
+        Of the network's best guess, where it was asked.
+    """
+
+    finalists: Objects
+    best: Objects
+    origin: dict[str, Any]
+    guess_chi2: float | None = None
+
+
+def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> Solution:
+    """Phase a measurement."""
     generator = torch.Generator().manual_seed(options.seed)
-    start = start_named(options.start)
     problem = posed.working
-    if not options.refine:
-        with watch.stage("starts"):
-            objects = start(posed.full, 1, generator)
-        return objects, objects
     with watch.stage("starts"):
-        objects = phasing.search(problem, start, options.starts, generator, watch)
-        objects = objects.keep(torch.arange(min(FINALISTS, options.starts)))
+        start = start_named("autocorrelation" if options.start == "network" else options.start)
+        guess = network_guess(options, posed.full.magnitude.device)
+        weights = {} if guess is None else {"weights": guess.weights}
+        if not options.refine:
+            objects = (guess or start)(posed.full, 1, generator)
+            return Solution(objects, objects, {"found_from": "network" if guess else "classical", **weights})
+        found = phasing.search(problem, start, options.starts, generator, watch, guess)
+        objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
     with watch.stage("projections"):
         for level in problem.levels[1:]:
             objects = phasing.climb(objects, problem, level, watch)
@@ -202,7 +230,22 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> tuple[O
         best = objects.keep(torch.arange(1))
         if problem.measurement is not posed.full:
             best = phasing.finish(best, posed.full, watch)
-    return objects, best
+    return Solution(objects, best, {"found_from": found.start, **weights}, found.guess_chi2)
+
+
+def network_guess(options: ReconstructionOptions, device: torch.device) -> NetworkStart | None:
+    """Return the network that options ask for, if any.
+
+    Raises
+    ------
+    WeightsError
+        It has no weights that fit.
+    """
+    if options.start not in ("auto", "network"):
+        return None
+    if options.start == "auto" and options.weights is None and shipped_weights() is None:
+        return None
+    return network_start(options.weights, str(device))
 
 
 def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any]:

@@ -29,6 +29,9 @@ class ReconstructionOptions(_Section):
     """What a reconstruction depends on beside the data."""
 
     start: Start = Field(default="auto", description="Where phasing starts from; auto: the best there is.")
+    weights: Path | None = Field(
+        default=None, description="The network's weights, a safetensors file; None: those that ship."
+    )
     refine: bool = Field(default=True, description="Refine the start; False returns the start itself.")
     starts: int = Field(
         default=4, ge=1, le=64, description="Independent starts, computed in one batch and compared."

@@ -82,26 +82,28 @@ def test_resampled_support_is_the_same_crystal_seen_finer():
 def test_search_finds_a_crystal_twice(seed, phase_range):
     density, counts = crystal_and_counts(seed, phase_range, (32, 32, 32))
     seen = []
-    found = search(problem_of(counts), autocorrelation_start, 4, generator(), lambda o: seen.append(1))
+    found = search(
+        problem_of(counts), autocorrelation_start, 4, generator(), lambda o: seen.append(1)
+    ).objects
     assert len(found.density) >= 2
     assert len(seen) > 100
     for which in range(2):
         assert quality.correlation(density_of(found, which), density) > 0.98
     assert quality.correlation(density_of(found, 1), density_of(found, 0)) > AGREED
-    again = search(problem_of(counts), autocorrelation_start, 4, generator(), quiet)
+    again = search(problem_of(counts), autocorrelation_start, 4, generator(), quiet).objects
     assert torch.equal(found.density, again.density)
 
 
 def test_search_from_one_start_returns_it():
     _, counts = crystal_and_counts(11, 0.8, (32, 32, 32))
-    assert len(search(problem_of(counts), autocorrelation_start, 1, generator(), quiet).density) == 1
+    assert len(search(problem_of(counts), autocorrelation_start, 1, generator(), quiet).objects.density) == 1
 
 
 def test_levels_lead_to_the_crystal_on_the_whole_grid():
     density, counts = crystal_and_counts(14, 2.5, (64, 60, 64), oversampling=2.5)
     problem = problem_of(counts, coarse_levels(counts, (26, 24, 26)))
     assert len(problem.levels) > 1
-    objects = search(problem, autocorrelation_start, 4, generator(), quiet)
+    objects = search(problem, autocorrelation_start, 4, generator(), quiet).objects
     objects = objects.keep(torch.arange(2))
     for level in problem.levels[1:]:
         objects = climb(objects, problem, level, quiet)

@@ -67,7 +67,5 @@ def test_random_start_takes_the_central_half(measurement):
 def test_names_of_the_settings_name_starts():
     assert start_named("auto") is start_named("autocorrelation") is autocorrelation_start
     assert start_named("random") is random_start
-    with pytest.raises(InvalidInput, match="weights"):
-        start_named("network")
     with pytest.raises(InvalidInput, match="'guess'"):
         start_named("guess")
