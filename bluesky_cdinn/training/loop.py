@@ -12,7 +12,7 @@ machine: each step's random numbers depend on the seed and the step alone (`feed
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class TrainingProgress:
     seconds
         By the options' clock, over all sessions.
     share
-        Of the budget.
+        Of the budget that is used.
     rate
         The step's learning rate.
     loss, scores
@@ -77,7 +77,7 @@ def train(
     ranks: Ranks | None = None,
     scalars: Callable[[int], Scalars] | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[TrainingProgress]:
+) -> Generator[TrainingProgress]:
     """Train a model, and yield after each step.
 
     Parameters
@@ -132,7 +132,7 @@ def train(
                         figures = held_out(trainee.average.model)
                     recorder.after_step(loss, scores, figures)
                 yield TrainingProgress(
-                    **trainee.facts(), share=share, loss=loss, scores=scores, held_out=figures
+                    **trainee.facts(), share=trainee.share(), loss=loss, scores=scores, held_out=figures
                 )
     except GeneratorExit:
         if recorder is not None:

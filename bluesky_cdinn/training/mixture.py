@@ -1,0 +1,70 @@
+"""What training sees: procedural and relaxed crystals together, measured alike."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bluesky_cdinn.training.atomistic_set import load_set
+from bluesky_cdinn.training.atomistic_source import Shelf, Views, atomistic_crystals
+from bluesky_cdinn.training.batch import Batch
+from bluesky_cdinn.training.measuring import Conditions, measure
+from bluesky_cdinn.training.procedural import Crystals, Recipe, procedural_crystals
+from bluesky_cdinn.training.sources import repeated
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A source of batches (`batch.Source`) that can be sent to another process.
+
+    Parameters
+    ----------
+    side
+        Of the measured grid, voxels.
+    count
+        Measurements a batch.
+    recipe, conditions
+        What procedural crystals are drawn, and how all crystals are measured.
+    measurements
+        Of each crystal, under conditions of its own: drawing a crystal costs more than measuring it.
+    atomistic
+        A stored set of relaxed crystals (`atomistic_set`); None for procedural ones only.
+    share
+        Part of each batch's crystals that comes from the stored set.
+    views
+        How those are looked at.
+    """
+
+    side: int = 32
+    count: int = 16
+    recipe: Recipe = field(default_factory=Recipe)
+    conditions: Conditions = field(default_factory=Conditions)
+    measurements: int = 2
+    atomistic: Path | None = None
+    share: float = 0.3
+    views: Views = field(default_factory=Views)
+
+    def __call__(self, generator: torch.Generator) -> Batch:
+        """Return the batch of a generator's state, on its device."""
+        each = max(1, self.count // self.measurements)
+        stored = round(self.share * each) if self.atomistic else 0
+        parts = []
+        if stored < each:
+            parts.append(procedural_crystals(each - stored, self.side, generator, self.recipe))
+        if self.atomistic is not None and stored:
+            shelf = _shelf(self.atomistic, generator.device)
+            parts.append(atomistic_crystals(shelf, stored, self.side, generator, self.views))
+        crystals = repeated(_joined(parts), self.measurements)
+        return measure(crystals, self.side, generator, self.conditions)
+
+
+@functools.lru_cache(maxsize=2)
+def _shelf(path: Path, device: torch.device) -> Shelf:
+    """Return a stored set, read once a process."""
+    return Shelf.of(load_set(path), device)
+
+
+def _joined(parts: list[Crystals]) -> Crystals:
+    names = ("density", "phase_range_rad", "oversampling")
+    return Crystals(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
