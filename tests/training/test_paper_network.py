@@ -46,11 +46,6 @@ class Answering(torch.nn.Module):
         return self.density.abs(), self.density.angle()
 
 
-def canonical(truth):
-    results = [quality.canonical(t, quality.half_level_support(t))[0] for t in truth.numpy()]
-    return torch.from_numpy(np.stack(results))
-
-
 def test_it_has_as_many_parameters_as_the_published_one(network):
     assert sum(p.numel() for p in network.parameters()) == 3_459_938
 
@@ -58,8 +53,8 @@ def test_it_has_as_many_parameters_as_the_published_one(network):
 def test_amplitude_and_phase_come_in_the_box_of_the_magnitudes(network):
     amplitude, phase = network(torch.rand(2, 32, 32, 32))
     assert amplitude.shape == phase.shape == (2, 32, 32, 32)
-    assert (amplitude >= 0).all()
-    assert (phase >= -torch.pi).all()
+    assert ((amplitude >= 0) & (amplitude <= 1)).all()
+    assert (phase.abs() <= torch.pi).all()
 
 
 def test_its_last_layers_are_awake_when_training_begins(network):
@@ -69,46 +64,35 @@ def test_its_last_layers_are_awake_when_training_begins(network):
         assert decoder[-1].weight.grad.abs().sum() > 0
 
 
-def test_the_loss_is_zero_for_the_canonical_truth_but_for_noise():
+def test_the_truth_in_any_disguise_costs_no_more_than_noise():
     batch = batch_of()
-    loss, scores = paper_objective(Answering(canonical(batch.truth)), batch, torch.Generator())
-    assert scores["amplitude"] == pytest.approx(0, abs=1e-5)
-    assert scores["phase"] == pytest.approx(0, abs=1e-5)
-    assert scores["correlation"] == pytest.approx(1, abs=1e-5)
-    assert 0 < scores["diffraction"] < 0.2
-    assert float(loss) == pytest.approx(scores["diffraction"], abs=1e-4)
-
-
-def test_twin_place_and_global_phase_of_the_truth_are_no_matter(network):
-    network.eval()
-    batch = batch_of()
-    plain, _ = paper_objective(network, batch, torch.Generator())
-    moved = torch.exp(torch.tensor(1.2j)) * batch.truth.roll((2, -3, 1), (1, 2, 3))
-    for truth in (batch_of(twin=True).truth, moved):
-        other, _ = paper_objective(network, Batch(batch.magnitude, batch.measured, truth), torch.Generator())
-        assert float(other.detach()) == pytest.approx(float(plain.detach()), rel=2e-3)
+    disguised = torch.exp(torch.tensor(1.2j)) * batch_of(twin=True).truth.roll((2, -3, 1), (1, 2, 3))
+    for answer in (batch.truth, disguised):
+        _, scores = paper_objective(Answering(answer), batch, torch.Generator())
+        assert scores["correlation"] == pytest.approx(1, abs=1e-4)
+        assert 0 < scores["chi2"] < 0.01
 
 
 def test_what_is_not_measured_costs_nothing():
     batch = batch_of()
-    hidden = batch.measured.clone()
-    hidden[:, 3:6] = False
-    blind = Batch(batch.magnitude * hidden, hidden, batch.truth)
-    _, scores = paper_objective(Answering(canonical(batch.truth)), blind, torch.Generator())
-    assert scores["diffraction"] < 0.25
+    measured = batch.measured.clone()
+    measured[:, 3:6] = False
+    blind = Batch(batch.magnitude * measured, measured, batch.truth)
+    _, scores = paper_objective(Answering(batch.truth), blind, torch.Generator())
+    assert scores["chi2"] < 0.01
 
 
 def test_it_learns(network):
-    batch = batch_of()
-    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    batch = batch_of(seeds=(1,))
+    optimiser = torch.optim.Adam(network.parameters(), 2e-3)
     losses = []
-    for _ in range(8):
+    for _ in range(10):
         optimiser.zero_grad()
         loss, _ = paper_objective(network, batch, torch.Generator())
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 64), (32, 40, 28)])
