@@ -206,18 +206,21 @@ def _smooth_phase(draw: Draw, points: Tensor) -> Tensor:
     weights[:, 6:] *= draw.uniform(0, 1, 1)
     phase = (monomials @ weights[..., None])[..., 0]
     directions = torch.nn.functional.normalize(draw.normal(3, WAVES), dim=1)
-    numbers = draw.uniform(2.0, 7.5, WAVES)
-    waves = points @ (directions * numbers[:, None]) + draw.uniform(0, 6.2832, 1, WAVES)
+    numbers = draw.uniform(2.0, 10.0, WAVES)
+    waves = points @ (directions * numbers[:, None]) + draw.uniform(0, 2 * torch.pi, 1, WAVES)
     # Short waves are weak, as elastic relaxation makes them.
-    heights = draw.normal(WAVES) * (3.1416 / numbers) ** 2 * draw.uniform(0, 1.2, 1)
+    heights = draw.normal(WAVES) * (torch.pi / numbers) ** 1.5 * draw.uniform(0.2, 1.6, 1)
     return phase + (waves.cos() @ heights[..., None])[..., 0]
 
 
 def _surface_phase(draw: Draw, body: Bodies, depth: Tensor) -> Tensor:
-    """Return the relaxation of the surface: each facet moves by its own amount, and less with depth."""
-    reach = draw.uniform(0.05, 0.35, 1, 1) * body.extent.mean(1)[:, None, None]
-    along = (body.normals @ draw.normal(3, 1))[..., 0] + 0.5 * draw.normal(body.normals.shape[1])
-    strength = draw.uniform(0, 1, 1) * draw.chance(0.6)[:, None]
+    """Return the relaxation of the surface: each facet moves by its own amount, and less with depth.
+
+    Where facets meet, their movements add up, as at the corners and edges of relaxed crystals.
+    """
+    reach = draw.uniform(0.04, 0.2, 1, 1) * body.extent.mean(1)[:, None, None]
+    along = (body.normals @ draw.normal(3, 1))[..., 0] + 0.7 * draw.normal(body.normals.shape[1])
+    strength = draw.uniform(0, 2.5, 1) * draw.chance(0.85)[:, None]
     return (torch.exp(-depth.clamp_min(0) / reach) @ (along * strength)[..., None])[..., 0]
 
 
