@@ -43,11 +43,21 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         Steps taken.
     state
         Tensors, numbers, strings, and lists and mappings of them.
+
+    Raises
+    ------
+    TrainingFailed
+        It can't be written; earlier ones stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:09d}.pt"
-    with replacing(path) as stream:
-        torch.save({"format_version": FORMAT_VERSION, "state": dict(state)}, stream)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            torch.save({"format_version": FORMAT_VERSION, "state": dict(state)}, stream)
+    except (OSError, RuntimeError) as error:  # torch wraps a full disk in the latter
+        raise TrainingFailed(
+            f"a checkpoint must be written to {folder}, it can't be ({error}): make room, then resume"
+        ) from error
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

@@ -1,13 +1,14 @@
 """Batches for the steps, made in this process or in others; step by step the same in either."""
 
 import itertools
+import pickle
 from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from bluesky_cdinn.errors import TrainingFailed
+from bluesky_cdinn.errors import InvalidInput, TrainingFailed
 from bluesky_cdinn.training.batch import Batch, Source
 
 # Batches that each worker process has ready.
@@ -52,12 +53,15 @@ def batches(
 
     Raises
     ------
+    InvalidInput
+        There are workers, and the source can't be sent to them.
     TrainingFailed
         A worker ended.
     """
     if not workers:
         for step in itertools.count(first):
             yield source(step_generator(seed, rank, step, device))
+    _require_pickle(source)
     steps = _Steps(source, seed, rank, first)
     # Started afresh: a fork would copy threads' locks and the GPU's state.
     loader = DataLoader(
@@ -67,7 +71,8 @@ def batches(
         for batch in loader:
             yield batch.to(device)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # The same class tells of what a source raised, in other words.
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise TrainingFailed(
             f"every worker must live as long as training, one ended ({error}): look for lack of memory, "
@@ -86,3 +91,13 @@ class _Steps(IterableDataset):
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for step in itertools.count(self.first + offset, stride):
             yield self.source(step_generator(self.seed, self.rank, step))
+
+
+def _require_pickle(source: Source) -> None:
+    try:
+        pickle.dumps(source)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidInput(
+            f"with workers a source must pickle, this one does not ({error}): make it a function of a module "
+            f"or a dataclass, or train without workers"
+        ) from error

@@ -6,8 +6,8 @@ Like so::
         print(progress.step, progress.loss)
 
 Whoever runs it can log, draw or stop between any two steps; closing the generator writes a checkpoint. A run
-that was killed and resumed gives the weights that it would have given otherwise, bit by bit on the same
-machine: each step's random numbers depend on the seed and the step alone (`feed.step_generator`).
+that was killed and resumed goes on as if it had not been, on a CPU to the last bit of the weights: each step's
+random numbers depend on the seed and the step alone (`feed.step_generator`).
 """
 
 import math

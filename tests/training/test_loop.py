@@ -13,7 +13,7 @@ import torch
 from small import JointSource, SmallNetwork, objective, plain_objective, source
 
 from bluesky_cdinn.errors import CdinnWarning, InvalidInput, TrainingFailed
-from bluesky_cdinn.training.checkpoint import checkpoints, load_checkpoint
+from bluesky_cdinn.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bluesky_cdinn.training.curve import read_curve
 from bluesky_cdinn.training.loop import train
 from bluesky_cdinn.training.options import TrainingOptions
@@ -293,3 +293,17 @@ def test_two_processes_train_one_network_as_one_would_on_both_their_batches(tmp_
 def test_options_that_mean_nothing_are_refused(wrong, message):
     with pytest.raises(InvalidInput, match=message):
         options(**wrong)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_harms_no_other(tmp_path, monkeypatch):
+    finish(tmp_path, steps=3)
+    before = checkpoints(tmp_path)
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingFailed, match="No space left"):
+        save_checkpoint(tmp_path, 4, {})
+    assert checkpoints(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))

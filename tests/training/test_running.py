@@ -1,13 +1,15 @@
 """From a preset to packaged weights, as the commands do it."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from bluesky_cdinn.cli_training import app
+from bluesky_cdinn.cli_training import app, stop_request
 from bluesky_cdinn.errors import InvalidInput, TrainingFailed, WeightsError
 from bluesky_cdinn.training.checkpoint import load_checkpoint
 from bluesky_cdinn.training.curve import read_curve
@@ -161,3 +163,15 @@ def test_without_tensorboard_its_absence_is_told(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     assert "bluesky-cdinn[training]" in result.stderr
+
+
+def test_a_signal_asks_once_and_kills_the_second_time():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is before
+    with stop_request() as asked:
+        assert asked == []
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
