@@ -99,6 +99,11 @@ def network_start(path: Path | None = None, device: str = "cpu") -> NetworkStart
             f"{weights.name} must have the configuration of this version's network: {error}. Fetch the "
             "package version that wrote it, or package the training run again"
         ) from error
+    if config.version != NetworkConfig.version:
+        raise WeightsError(
+            f"weights of version {NetworkConfig.version} of {config.architecture} are required, {weights.name} "
+            f"has version {config.version}: use the package version that wrote it, or train it again"
+        )
     network = build(config)
     fill(network, weights)
     return NetworkStart(network.eval().to(device), {"name": weights.name, "sha256": weights.sha256})
