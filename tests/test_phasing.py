@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from crystals import crystal_and_counts, far_field
+from crystals import crystal_and_counts
 
 from bluesky_cdinn import quality
 from bluesky_cdinn.forward import to_centre, to_corner
@@ -16,7 +16,6 @@ from bluesky_cdinn.phasing import (
 )
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.starts import autocorrelation_start
-from bluesky_cdinn.windows import objects_on
 
 
 def generator(seed=0):
@@ -51,31 +50,6 @@ def test_a_level_is_the_central_part_of_everything_measured(level):
     np.testing.assert_array_equal(to_centre(part.held_out).numpy(), held[window])
     np.testing.assert_array_equal(to_centre(part.fitted).numpy(), ~held[window])
     assert problem.at(counts.shape) is problem.measurement
-
-
-@pytest.mark.parametrize(("coarse", "fine"), [((16, 16, 16), (32, 32, 32)), ((18, 16, 20), (31, 45, 20))])
-def test_resampling_keeps_the_field_and_adds_nothing(coarse, fine):
-    density, _ = crystal_and_counts(1, 2.0, coarse)
-    corner = to_corner(torch.from_numpy(density))[None]
-    objects = Objects(corner, torch.ones_like(corner.real), torch.tensor([0.5]))
-    finer = objects_on(objects, fine)
-    assert finer.density.shape == finer.support.shape == (1, *fine)
-    field = far_field(density_of(finer))
-    window = window_on_grid(fine, coarse)
-    np.testing.assert_allclose(field[window], far_field(density), atol=1e-3 * abs(field).max())
-    field[window] = 0
-    assert abs(field).max() < 1e-4 * abs(far_field(density)).max()
-    assert finer.chi2 == objects.chi2
-    finer.chi2[0] = 0
-    assert objects.chi2 == 0.5
-
-
-def test_resampled_support_is_the_same_crystal_seen_finer():
-    density, _ = crystal_and_counts(1, 1.0, (24, 24, 24), oversampling=2)
-    corner = to_corner(torch.from_numpy(density))[None]
-    finer = objects_on(Objects(corner, (corner.abs() > 0).float(), torch.zeros(1)), (48, 48, 48))
-    size = np.count_nonzero(quality.half_level_support(density))
-    assert 4 < float(finer.support.sum()) / size < 16
 
 
 @pytest.mark.parametrize(("seed", "phase_range"), [(11, 0.8), (12, 3.0), (13, 5.5)])
@@ -144,3 +118,61 @@ def test_watching_can_stop_the_work():
 
     with pytest.raises(Enough):
         search(problem_of(counts), autocorrelation_start, 2, generator(), stop)
+
+
+def a_guess(density, quality_of_it, seen=None):
+    """Return a start that guesses a crystal, its phases wrong by some rad rms: each guess in its own way."""
+
+    def guess(measurement, count, random):
+        noise = torch.randn((count, *measurement.magnitude.shape), generator=random)
+        true = to_corner(torch.from_numpy(density)).expand(noise.shape)
+        support = (true.abs() > 0.3 * true.abs().max()).float()
+        objects = Objects.start(true * torch.exp(1j * quality_of_it * noise), support)
+        objects.chi2 = torch.full((count,), 0.01 if quality_of_it < 2 else 0.5)
+        return objects
+
+    return guess
+
+
+def test_good_guesses_need_few_iterations():
+    density, counts = crystal_and_counts(12, 3.0, (32, 32, 32))
+    classical, guided = [], []
+    search(problem_of(counts), autocorrelation_start, 2, generator(), lambda o: classical.append(1))
+    found = search(
+        problem_of(counts),
+        autocorrelation_start,
+        2,
+        generator(),
+        lambda o: guided.append(1),
+        a_guess(density, 0.7),
+    )
+    assert found.start == "network"
+    assert found.guess_chi2 == pytest.approx(0.01)
+    assert quality.correlation(density_of(found.objects), density) > 0.98
+    assert len(guided) < 0.3 * len(classical)
+
+
+def guesses_apart(measurement, count, random):
+    """Guess small things that have nothing in common, and claim that they fit."""
+    density = torch.randn((count, *measurement.magnitude.shape), generator=random, dtype=torch.complex64)
+    support = torch.zeros(density.shape)
+    for which in range(count):
+        support[which, : 3 + 2 * which, : 9 - 2 * which, :4] = 1
+    objects = Objects.start(density, support)
+    objects.chi2 = torch.full((count,), 0.01)
+    return objects
+
+
+def test_guesses_that_misfit_the_data_are_left():
+    density, counts = crystal_and_counts(12, 3.0, (32, 32, 32))
+    found = search(problem_of(counts), autocorrelation_start, 3, generator(), quiet, a_guess(density, 3.0))
+    assert found.start == "classical"
+    assert found.guess_chi2 == pytest.approx(0.5)
+    assert quality.correlation(density_of(found.objects), density) > 0.98
+
+
+def test_guesses_that_lead_to_different_objects_are_left():
+    density, counts = crystal_and_counts(12, 3.0, (32, 32, 32))
+    found = search(problem_of(counts), autocorrelation_start, 3, generator(), quiet, guesses_apart)
+    assert found.start == "classical"
+    assert quality.correlation(density_of(found.objects), density) > 0.98

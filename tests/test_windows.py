@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from crystals import crystal_density, far_field
+from crystals import crystal_and_counts, crystal_density, far_field
 
+from bluesky_cdinn import quality
 from bluesky_cdinn.forward import AXES, to_centre, to_corner
+from bluesky_cdinn.grid import window_on_grid
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.windows import measurement_window, objects_on, windowed
 
@@ -78,3 +80,28 @@ def test_the_support_follows_the_object():
     share = finer.support.sum(AXES) / (48**3)
     assert share == pytest.approx(float((density.abs() > 0.3).float().mean()), rel=0.7)
     assert share < 0.3
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [((16, 16, 16), (32, 32, 32)), ((18, 16, 20), (31, 45, 20))])
+def test_resampling_keeps_the_field_and_adds_nothing(coarse, fine):
+    density, _ = crystal_and_counts(1, 2.0, coarse)
+    corner = to_corner(torch.from_numpy(density))[None]
+    objects = Objects(corner, torch.ones_like(corner.real), torch.tensor([0.5]))
+    finer = objects_on(objects, fine)
+    assert finer.density.shape == finer.support.shape == (1, *fine)
+    field = far_field(to_centre(finer.density[0]).numpy())
+    window = window_on_grid(fine, coarse)
+    np.testing.assert_allclose(field[window], far_field(density), atol=1e-3 * abs(field).max())
+    field[window] = 0
+    assert abs(field).max() < 1e-4 * abs(far_field(density)).max()
+    assert finer.chi2 == objects.chi2
+    finer.chi2[0] = 0
+    assert objects.chi2 == 0.5
+
+
+def test_resampled_support_is_the_same_crystal_seen_finer():
+    density, _ = crystal_and_counts(1, 1.0, (24, 24, 24), oversampling=2)
+    corner = to_corner(torch.from_numpy(density))[None]
+    finer = objects_on(Objects(corner, (corner.abs() > 0).float(), torch.zeros(1)), (48, 48, 48))
+    size = np.count_nonzero(quality.half_level_support(density))
+    assert 4 < float(finer.support.sum()) / size < 16
