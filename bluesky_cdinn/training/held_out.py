@@ -1,7 +1,12 @@
-"""Crystals that judge a start: never trained or tuned on, and made by another generator than training's."""
+"""Crystals that judge a start, never trained or tuned on.
+
+The procedural ones come from another generator than training's (`sim.crystal`), the atomistic ones from a set
+of its own.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +22,12 @@ from bluesky_cdinn.records import DiffractionVolume
 from bluesky_cdinn.refine import Measurement
 from bluesky_cdinn.sim.crystal import random_crystal, sample
 from bluesky_cdinn.sim.defects import DefectName
+from bluesky_cdinn.training.atomistic_set import load_set
+from bluesky_cdinn.training.atomistic_source import Shelf, Views, atomistic_crystals
 
 SIDE = 64
 # Seeds from here on belong to the evaluation: training, tuning and tests stay below.
-FIRST_SEED = 800_000
+FIRST_SEED, ATOMISTIC = 800_000, 50_000
 # Phase range inside the crystal, rad, peak to valley.
 CLASSES = {
     "weak": (0.3, np.pi / 2),
@@ -29,6 +36,8 @@ CLASSES = {
     "very strong": (2 * np.pi, 4 * np.pi),
 }
 COUNTS = (1e4, 1e6)
+# Side of the box over the crystal's extent, along each axis.
+OVERSAMPLING = (2.0, 3.5)
 DEFECTS: tuple[DefectName, ...] = ("void", "dislocation", "domain_wall")
 # In turn: a third whole and fully measured, a third behind a gap, a third with a defect.
 TROUBLES = ("none", "gap", "void", "none", "gap", "dislocation", "none", "gap", "domain_wall")
@@ -54,7 +63,7 @@ class Case:
     truth
         The object, complex64, in the intensity's scale: ``abs(propagate(truth))**2`` is expected.
     facts
-        Seed, phase range (rad), counts in the brightest voxel, oversampling by axis, trouble.
+        Seed, phase range (rad), counts in the brightest voxel, oversampling, trouble.
     """
 
     name: str
@@ -102,8 +111,49 @@ def procedural_cases(per_class: int = 6, counts: tuple[float, ...] = COUNTS) -> 
             phase_range = low + (high - low) * (i + 0.5) / per_class
             for expected in counts:
                 seed = FIRST_SEED + 1000 * number + i
-                name = f"{strain.replace(' ', '-')}-{i:02d}-{expected:.0e}".replace("e+0", "e")
-                yield procedural_case(name, seed, phase_range, expected, TROUBLES[i % len(TROUBLES)])
+                trouble = TROUBLES[i % len(TROUBLES)]
+                yield procedural_case(_name(strain, i, expected), seed, phase_range, expected, trouble)
+
+
+def atomistic_cases(path: Path, per_class: int = 4, counts: tuple[float, ...] = COUNTS) -> Iterator[Case]:
+    """Yield views of relaxed crystals for every class, each at every number of counts.
+
+    Parameters
+    ----------
+    path
+        A set that judges (`atomistic_set.load_set`), taken in turn.
+    per_class
+        Views of each class; every third is behind a gap.
+    counts
+        Expected in the brightest voxel.
+    """
+    shelf = Shelf.of(load_set(path))
+    for number, (strain, phases) in enumerate(CLASSES.items()):
+        views = Views(phase_range_rad=phases, oversampling=OVERSAMPLING)
+        for i in range(per_class):
+            item = (number * per_class + i) % len(shelf)
+            seed = FIRST_SEED + ATOMISTIC + 1000 * number + i
+            generator = torch.Generator().manual_seed(seed)
+            seen = atomistic_crystals(shelf, 1, SIDE, generator, views, torch.tensor([item]))
+            # Drawn on a finer grid than it is measured on.
+            field_there = propagate(seen.density[0])[window_on_grid(seen.density.shape[1:], (SIDE,) * 3)]
+            density = backpropagate(field_there).numpy()
+            for expected in counts:
+                rng = np.random.default_rng(seed)
+                facts = {
+                    "seed": seed,
+                    "item": item,
+                    "phase_range_rad": float(seen.phase_range_rad[0]),
+                    "oversampling": round(float(seen.oversampling[0]), 2),
+                    "trouble": "gap" if i % 3 == 1 else "none",
+                }
+                name = _name(f"atomistic-{strain}", i, expected)
+                case = measured(name, "atomistic", density, expected, rng, facts)
+                yield behind_gap(case, rng) if facts["trouble"] == "gap" else case
+
+
+def _name(strain: str, number: int, counts: float) -> str:
+    return f"{strain.replace(' ', '-')}-{number:02d}-1e{round(np.log10(counts))}"
 
 
 def procedural_case(
@@ -136,7 +186,7 @@ def procedural_case(
     if defect is None and trouble not in ("none", "gap"):
         raise InvalidInput(f"trouble must be none, gap, {', '.join(DEFECTS)}, got {trouble!r}")
     crystal = random_crystal(rng, 100.0, phase_range_rad, defect=defect)
-    oversampling = rng.uniform(2.0, 3.5, 3)
+    oversampling = rng.uniform(*OVERSAMPLING, 3)
     voxels_nm = np.ptp(crystal.body.vertices(), axis=0) * oversampling / SIDE
     placed = replace(crystal, body=crystal.body.moved(rng.uniform(-0.5, 0.5, 3) * voxels_nm))
     density = sample(placed, np.diag(voxels_nm), (SIDE, SIDE, SIDE))

@@ -14,24 +14,20 @@ AutoPhaseNN, and the loss is that of this package's own network (`objective`), w
 learned.
 """
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bluesky_cdinn.forward import AXES, propagate, to_centre, to_corner
-from bluesky_cdinn.guess import chi2_of
+from bluesky_cdinn.guess import as_objects, chi2_of
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.starts import Start
-from bluesky_cdinn.support import TINY, typical_amplitude
+from bluesky_cdinn.support import TINY
 from bluesky_cdinn.training.batch import Batch
 from bluesky_cdinn.training.objective import PHYSICS, aligned, correlation, squared_error
+from bluesky_cdinn.windows import windowed
 
 SIDE = 32
 WIDTHS = (32, 64, 128)
-# Of the predicted amplitude, relative to the typical one, that counts as inside.
-INSIDE = 0.3
 
 
 class PaperNetwork(nn.Module):
@@ -135,27 +131,13 @@ def paper_start(model: nn.Module) -> Start:
     """
 
     def start(measurement: Measurement, count: int, generator: torch.Generator) -> Objects:
-        magnitude = about_centre(to_centre(measurement.intensity), (SIDE,) * 3).clamp_min(0).sqrt()
+        magnitude = to_centre(windowed(measurement.intensity, (SIDE,) * 3)).clamp_min(0).sqrt()
         was_training = model.training
         with torch.no_grad():
             amplitude, phase = model.eval()(normalised(magnitude[None]))
         model.train(was_training)
-        coarse = propagate(torch.polar(amplitude[0], phase[0]))
-        field = to_corner(about_centre(coarse, measurement.magnitude.shape))
-        size = field.abs() if measurement.fitted is None else field.abs() * measurement.fitted
-        scale = (size * measurement.target).sum() / size.square().sum().clamp_min(TINY)
-        density = torch.fft.ifftn(scale * field, norm="ortho").expand(count, *field.shape)
-        outline = density.abs() > INSIDE * typical_amplitude(density.abs())
-        return Objects.start(density, outline.float())
+        field = propagate(torch.polar(amplitude, phase)).expand(count, -1, -1, -1)
+        whole = windowed(to_corner(field), measurement.magnitude.shape)
+        return as_objects(torch.fft.ifftn(whole, dim=AXES, norm="ortho"), measurement)
 
     return start
-
-
-def about_centre(array: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return an array (n0, n1, n2) cut, or continued with zeros, to a shape, n // 2 staying n // 2."""
-    # Padding is told from the last axis to the first; negative padding cuts.
-    padding: list[int] = []
-    for n, m in reversed(list(zip(array.shape, shape, strict=True))):
-        before = m // 2 - n // 2
-        padding += [before, m - n - before]
-    return F.pad(array, padding)

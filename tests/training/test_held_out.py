@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from bluesky_cdinn.training.held_out import (
     COUNTS,
     FIRST_SEED,
     SIDE,
+    atomistic_cases,
     measured,
     procedural_case,
     procedural_cases,
@@ -100,3 +103,17 @@ def test_a_pattern_off_the_centre_is_brought_there_with_its_object():
 def test_unknown_trouble_is_refused():
     with pytest.raises(InvalidInput, match="twinning"):
         procedural_case("a", 1, 1.0, 1e6, "twinning")
+
+
+def test_relaxed_crystals_come_in_every_class():
+    path = Path(__file__).parents[2] / "benchmarks" / "data" / "atomistic_heldout.npz"
+    cases = list(atomistic_cases(path, 2))
+    assert len({case.name for case in cases}) == len(cases) == 2 * len(CLASSES) * len(COUNTS)
+    assert {case.kind for case in cases} == {"atomistic"}
+    assert {case.strain for case in cases} == set(CLASSES)
+    assert {case.facts["trouble"] for case in cases} == {"none", "gap"}
+    assert len({case.facts["item"] for case in cases}) == 2 * len(CLASSES)
+    for case in cases:
+        assert dispersion(case) == pytest.approx(1, abs=0.15)
+        inside = np.argwhere(quality.half_level_support(case.truth))
+        assert (np.ptp(inside, axis=0) < 0.6 * SIDE).all()
