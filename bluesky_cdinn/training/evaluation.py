@@ -25,7 +25,7 @@ Row = dict[str, Any]
 FOUND_IOU, FOUND_RMSE = 0.9, 0.2
 # Objects that correlate less, at the best whole-voxel shift, can't be found ones: those that are reach
 # 0.85 even half a voxel off along each axis. It spares the costly comparison.
-PROMISING = 0.7
+PROMISING = 0.8
 
 
 @dataclass(frozen=True)
