@@ -43,8 +43,8 @@ class NetworkStart:
 
     network: nn.Module
     weights: dict[str, str]
-    headway: int = 40
-    looks: int = 2
+    headway: int = 20
+    looks: int = 3
 
     @torch.no_grad()
     def __call__(self, measurement: Measurement, count: int, generator: torch.Generator) -> Objects:
@@ -67,7 +67,15 @@ class NetworkStart:
         measured = torch.ones(shape[1:], dtype=torch.bool) if fitted is None else fitted
         magnitude = measurement.target.expand(shape)
         measured = measured.to(magnitude.device).expand(shape)
-        return self.network(magnitude, measured, objects.density, objects.support)
+        # As it was trained, where the processor multiplies in bfloat16: three times as fast.
+        with torch.autocast(magnitude.device.type, torch.bfloat16, enabled=_has_bfloat16(magnitude.device)):
+            return self.network(magnitude, measured, objects.density, objects.support)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def seen_shape(measurement: Measurement) -> tuple[int, int, int]:
@@ -101,8 +109,8 @@ def network_start(path: Path | None = None, device: str = "cpu") -> NetworkStart
         ) from error
     if config.version != NetworkConfig.version:
         raise WeightsError(
-            f"weights of version {NetworkConfig.version} of {config.architecture} are required, {weights.name} "
-            f"has version {config.version}: use the package version that wrote it, or train it again"
+            f"weights of version {NetworkConfig.version} of {config.architecture} are required, "
+            f"{weights.name} has {config.version}: use the package version that wrote it, or train again"
         )
     network = build(config)
     fill(network, weights)

@@ -42,6 +42,8 @@ SMOOTHNESS = 100.0
 # A network's guess that fits the measurement worse is not of anything that it was trained on; and by how
 # much a support may exceed the guessed one's.
 TRUSTED, ROOM_OF_GUESS = 0.2, 1.2
+# A guess is seldom wrong, so that two tell whether they agree.
+GUESSES = 2
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
 # crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
 # off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
@@ -116,30 +118,37 @@ def search(
         object, the classical starts follow.
     """
     measurement = problem.at(problem.levels[0])
-    best, found, guess_chi2 = None, "classical", None
-    if guess is not None:
-        objects = guess(measurement, count, generator)
-        guess_chi2 = float(objects.chi2.min())
-        if guess_chi2 < TRUSTED:
-            room = int(ROOM_OF_GUESS * float(objects.support.sum((-3, -2, -1)).max()))
-            for state in run(guess_recipe(max(1, room)), objects, measurement):
-                watch(state)
-            best, found = Attempt.of(objects), "network"
-            if count == 1 or best.agreement > SURE:
-                return Found(best.halves(), found, guess_chi2)
+    best, origin, guess_chi2 = None, "classical", None
+    for guesses in (GUESSES, 2 * GUESSES) if guess is not None else ():
+        assert guess is not None
+        objects = guess(measurement, min(count, guesses), generator)
+        guess_chi2 = min(float(objects.chi2.min()), guess_chi2 or torch.inf)
+        if guess_chi2 > TRUSTED:
+            break
+        room = ROOM_OF_GUESS * float(objects.support.sum((-3, -2, -1)).max())
+        attempt = phased(objects, measurement, guess_recipe(max(1, int(room))), watch)
+        if best is None or attempt.agreement > best.agreement:
+            best, origin = attempt, "network"
+        if count == 1 or best.agreement > SURE:
+            return Found(best.halves(), origin, guess_chi2)
     for level, excess, effort in ATTEMPTS if count > 1 else ATTEMPTS[:1]:
         room = excess * float(autocorrelation_support(measurement.intensity, level).sum())
         objects = start(measurement, count, generator)
-        for state in run(search_recipe(max(1, int(room)), effort), objects, measurement):
-            watch(state)
-        attempt = Attempt.of(objects)
+        attempt = phased(objects, measurement, search_recipe(max(1, int(room)), effort), watch)
         if best is None or attempt.agreement > best.agreement:
-            best, found = attempt, "classical"
+            best, origin = attempt, "classical"
         # A sure one ends the search; one that merely agreed may yet be bettered by the other bound.
         if best.agreement > SURE or (attempt is not best and best.agreement > AGREED):
             break
     assert best is not None
-    return Found(best.halves(), found, guess_chi2)
+    return Found(best.halves(), origin, guess_chi2)
+
+
+def phased(objects: Objects, measurement: Measurement, recipe: list[Step], watch: Watch) -> "Attempt":
+    """Apply a recipe to starts and rank what they come to."""
+    for state in run(recipe, objects, measurement):
+        watch(state)
+    return Attempt.of(objects)
 
 
 @dataclass(frozen=True, eq=False)
