@@ -138,15 +138,15 @@ def random_recipe(seed: int) -> Recipe:
         "gold" if rng.random() < 0.7 else str(rng.choice([name for name in MATERIALS if name != "gold"]))
     )
     atoms = int(np.exp(rng.uniform(np.log(5_000), np.log(60_000))))
-    hold = rng.choice(get_args(Hold), p=[0.15, 0.3, 0.3, 0.25])
-    defect = rng.choice(get_args(DefectKind), p=[0.64, 0.12, 0.12, 0.12])
+    hold: Hold = get_args(Hold)[rng.choice(4, p=[0.15, 0.3, 0.3, 0.25])]
+    defect: DefectKind = get_args(DefectKind)[rng.choice(4, p=[0.64, 0.12, 0.12, 0.12])]
     steps = int(np.exp(rng.uniform(np.log(20), np.log(80)))) if hold == "short" else 300
     if defect in ("edge", "screw"):
         # Left to itself a dislocation so near to the surface glides out of it.
         steps = min(steps, 50)
     bend = float(rng.uniform(0.003, 0.02)) if rng.random() < 0.6 else 0.0
     twist = float(rng.uniform(0.003, 0.02)) if rng.random() < 0.4 else 0.0
-    return Recipe(seed, material, atoms, str(hold), str(defect), 0.01, bend, twist, steps)  # pyright: ignore[reportArgumentType]
+    return Recipe(seed, material, atoms, hold, defect, bend=bend, twist=twist, steps=steps)
 
 
 def build(recipe: Recipe) -> Atoms:

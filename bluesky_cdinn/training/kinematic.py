@@ -41,7 +41,7 @@ def kinematic_sum(positions_nm: FloatArray, wavevectors: FloatArray) -> ComplexA
     u, v, w = np.ascontiguousarray(wavevectors.reshape(-1, 3).T)
     strengths = np.ones(len(positions_nm), dtype=complex)
     found = finufft.nufft3d3(x, y, z, strengths, u, v, w, eps=TOLERANCE, isign=1)
-    return found.reshape(wavevectors.shape[:-1])
+    return np.asarray(found, dtype=np.complex128).reshape(wavevectors.shape[:-1])
 
 
 def bragg_peak(
@@ -79,7 +79,8 @@ def bragg_peak(
     # exp(i k . (basis^T r)) has period 2 pi in each component.
     phases = np.mod(positions_nm @ basis + np.pi, 2 * np.pi) - np.pi
     x, y, z = np.ascontiguousarray(phases.T)
-    return finufft.nufft3d1(x, y, z, strengths, (side,) * 3, eps=TOLERANCE, isign=1)
+    found = finufft.nufft3d1(x, y, z, strengths, (side,) * 3, eps=TOLERANCE, isign=1)
+    return np.asarray(found, dtype=np.complex128)
 
 
 def continuum_peak(
@@ -110,5 +111,5 @@ def continuum_peak(
     """
     points = corner_nm + np.moveaxis(np.indices(density.shape), 0, -1).reshape(-1, 3) * voxel_nm
     filled = np.flatnonzero(density)
-    weights = density.ravel()[filled].astype(complex) * float(np.prod(voxel_nm))
+    weights = density.ravel()[filled].astype(np.complex128) * complex(np.prod(voxel_nm))
     return bragg_peak(points[filled], centre, basis, side, weights)
