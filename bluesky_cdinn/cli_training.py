@@ -3,6 +3,7 @@
 They are mounted beside the others (`cli`), and import what computes only when they run.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -26,6 +27,9 @@ Hours = Annotated[float | None, typer.Option(min=0, help="Budget of the whole ru
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")]
 PerClass = Annotated[int, typer.Option(min=1, help="Held-out crystals of each strength of strain.")]
+Relaxed = Annotated[
+    Path | None, typer.Option("--atomistic", help="A stored set of relaxed crystals that judges too.")
+]
 StoredAs = Literal["float32", "float16", "bfloat16"]
 
 
@@ -100,10 +104,11 @@ def train(
 def package(
     folder: Annotated[Path, typer.Argument(help="Of a training run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
-    stored_as: Annotated[StoredAs, typer.Option(help="16 bits halve the file.")] = "float32",
+    stored_as: Annotated[StoredAs, typer.Option(help="16 bits halve the file.")] = "float16",
     evaluate: Annotated[
         int, typer.Option(min=0, help="Held-out crystals of each strength of strain for the card's figures.")
     ] = 0,
+    atomistic: Relaxed = None,
     as_json: AsJson = False,
 ) -> None:
     """Make weights of a run, with a model card beside them; its averaged weights are taken."""
@@ -115,7 +120,7 @@ def package(
 
         weights = write(folder, output, stored_as)
         if evaluate:
-            weights = write(folder, output, stored_as, _rows(output, evaluate))
+            weights = write(folder, output, stored_as, _rows(output, evaluate, atomistic))
         card = output.with_suffix(".md")
         answer |= {"output": str(output), "card": str(card), "sha256": weights.sha256}
         answer |= {"bytes": output.stat().st_size, "parameters": weights.card["parameters"]}
@@ -127,6 +132,7 @@ def package(
 def evaluate(
     weights: Annotated[Path, typer.Argument(help="A safetensors file of weights.")],
     per_class: PerClass = 6,
+    atomistic: Relaxed = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write each crystal's figures to this JSON file.")
     ] = None,
@@ -139,7 +145,7 @@ def evaluate(
         from bluesky_cdinn.training.evaluation import table
         from bluesky_cdinn.training.packaging import summary
 
-        rows = _rows(weights, per_class)
+        rows = _rows(weights, per_class, atomistic)
         if output is not None:
             output.write_text(json.dumps(rows))
             answer["output"] = str(output)
@@ -177,17 +183,20 @@ def _bar(shown: bool) -> Iterator[Any]:
         yield bar
 
 
-def _rows(weights: Path, per_class: int) -> list[dict[str, Any]]:
+def _rows(weights: Path, per_class: int, atomistic: Path | None) -> list[dict[str, Any]]:
     """Return each held-out crystal's figures, with a bar meanwhile."""
     from bluesky_cdinn.training.evaluation import score_start
-    from bluesky_cdinn.training.held_out import CLASSES, COUNTS, procedural_cases
+    from bluesky_cdinn.training.held_out import CLASSES, COUNTS, atomistic_cases, procedural_cases
     from bluesky_cdinn.training.subjects import start_from
 
     start = start_from(weights)
-    total = per_class * len(CLASSES) * len(COUNTS)
+    kinds = [procedural_cases(per_class)]
+    if atomistic is not None:
+        kinds.append(atomistic_cases(atomistic, per_class))
+    total = per_class * len(CLASSES) * len(COUNTS) * len(kinds)
     rows = []
     with progress_bars(weights.name) as (bar,):
-        for number, case in enumerate(procedural_cases(per_class), start=1):
+        for number, case in enumerate(itertools.chain(*kinds), start=1):
             rows += score_start(start, [case])
             bar(Progress(f"crystal {number} of {total}", number / total))
     return rows

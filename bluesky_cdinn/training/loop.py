@@ -6,7 +6,7 @@ Like so::
         print(progress.step, progress.loss)
 
 Whoever runs it can log, draw or stop between any two steps; closing the generator writes a checkpoint. A run
-that was killed and resumed goes on as if it had not been, on a CPU to the last bit of the weights: each step's
+that was killed and resumed goes on as if it had not been, on a CPU to the last bit of the weights: a step's
 random numbers depend on the seed and the step alone (`feed.step_generator`).
 """
 

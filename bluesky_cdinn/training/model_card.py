@@ -13,7 +13,7 @@ and the agreement of independent starts judges the result; the guess alone is no
 """
 LIMITS = """\
 - One crystal, one reflection. Crystals, strains, counts and gaps unlike those listed under *Data* were
-  never seen; the guess' own chi2 tells how well it explains a pattern.
+  never seen. Where the guesses misfit the data or disagree, phasing goes on from classical starts.
 - Twin, translation and global phase are not determined by the data, nor by the network.
 - The training crystals are simulated. What an instrument does beyond the listed conditions is not in them.
 """

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(run):
     path = run / "small-16.safetensors"
-    call("package", run, "-o", path, "--json")
+    call("package", run, "-o", path, "--stored-as", "float32", "--json")
     return path
 
 
