@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bluesky_cdinn.errors import WeightsError
 from bluesky_cdinn.forward import to_centre
 from bluesky_cdinn.grid import coarse_levels
-from bluesky_cdinn.guess import as_objects, chi2_of, continued, half_phased
+from bluesky_cdinn.guess import CYCLE, as_objects, chi2_of, continued, half_phased
 from bluesky_cdinn.network import ARCHITECTURES, NORMALISATION, NetworkConfig, build
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.starts import autocorrelation_start
@@ -45,6 +45,11 @@ class NetworkStart:
     weights: dict[str, str]
     headway: int = 20
     looks: int = 3
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of phase retrieval in each guess."""
+        return self.headway + CYCLE * (self.looks - 1)
 
     @torch.no_grad()
     def __call__(self, measurement: Measurement, count: int, generator: torch.Generator) -> Objects:

@@ -39,9 +39,9 @@ AGREED, SURE = 0.9, 0.97
 CEILING = 1.15
 # Of the interior against counting noise; see refine.AcceleratedER.
 SMOOTHNESS = 100.0
-# A network's guess that fits the measurement worse is not of anything that it was trained on; and by how
-# much a support may exceed the guessed one's.
-TRUSTED, ROOM_OF_GUESS = 0.2, 1.2
+# A network's guess whose chi2 exceeds that of counting noise by more is not of anything that it was trained
+# on; and by how much a support may exceed the guessed one's.
+TRUSTED, ROOM_OF_GUESS = 0.1, 1.2
 # A guess is seldom wrong, so that two tell whether they agree.
 GUESSES = 2
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
@@ -123,7 +123,7 @@ def search(
         assert guess is not None
         objects = guess(measurement, min(count, guesses), generator)
         guess_chi2 = min(float(objects.chi2.min()), guess_chi2 or torch.inf)
-        if guess_chi2 > TRUSTED:
+        if guess_chi2 - measurement.noise > TRUSTED:
             break
         room = ROOM_OF_GUESS * float(objects.support.sum((-3, -2, -1)).max())
         attempt = phased(objects, measurement, guess_recipe(max(1, int(room))), watch)
