@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from bluesky_cdinn.training.atomistic_set import load_set, save_set
+from bluesky_cdinn.training.atomistic_source import Views
+from bluesky_cdinn.training.measuring import Conditions
+from bluesky_cdinn.training.mixture import Mixture
+from bluesky_cdinn.training.procedural import Recipe
+
+STORED = Path(__file__).parents[2] / "benchmarks" / "data" / "atomistic_heldout.npz"
+IDEAL = Conditions((1e6, 1e6), background=0, blurred=0, gap=0, frames=0, beamstop=0, displaced=0)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    path = tmp_path_factory.mktemp("set") / "three.npz"
+    save_set(load_set(STORED).select([0, 1, 2]), path)
+    return path
+
+
+def drawn(mixture, seed=0):
+    return mixture(torch.Generator().manual_seed(seed))
+
+
+def test_a_batch_follows_from_the_generators_state(stored):
+    mixture = Mixture(16, 8, atomistic=stored)
+    once, again, other = (drawn(mixture, seed) for seed in (1, 1, 2))
+    assert once.magnitude.shape == once.measured.shape == once.truth.shape == (8, 16, 16, 16)
+    assert torch.equal(once.magnitude, again.magnitude)
+    assert not torch.equal(once.magnitude, other.magnitude)
+
+
+@pytest.mark.parametrize(("share", "relaxed"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_the_share_of_relaxed_crystals_is_as_asked(stored, share, relaxed):
+    # Each kind is told by a phase range that the other never has.
+    recipe = Recipe(phase_range_rad=(3.0, 3.1))
+    views = Views(phase_range_rad=(0.5, 0.6))
+    batch = drawn(Mixture(16, 8, recipe, atomistic=stored, share=share, views=views))
+    assert int((batch.facts["phase_range_rad"] < 2).sum()) == 2 * relaxed
+    assert len(batch) == 8
+
+
+def test_without_a_set_all_are_procedural():
+    assert len(drawn(Mixture(16, 4, share=1.0))) == 4
+
+
+def test_each_crystal_is_measured_as_often_as_asked():
+    batch = drawn(Mixture(16, 6, conditions=IDEAL, measurements=3))
+    for first in (0, 3):
+        assert torch.equal(batch.truth[first], batch.truth[first + 1])
+        assert not torch.equal(batch.magnitude[first], batch.magnitude[first + 1])
+    assert not torch.equal(batch.truth[0], batch.truth[3])
