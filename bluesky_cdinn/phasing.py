@@ -210,7 +210,7 @@ def search_recipe(room: int, effort: int = 1) -> list[Step]:
 def guess_recipe(room: int) -> list[Step]:
     """Return the steps that settle a network's guess; ``room`` is its support's largest volume, voxels."""
     steps: list[Step] = []
-    for threshold in (0.2, 0.25):
+    for threshold in (0.2, 0.217, 0.233, 0.25):
         steps += [HIO(20, ceiling=CEILING), ShrinkWrap(threshold, sigma=1.0, max_voxels=room)]
     return [*steps, AcceleratedER(20)]
 
