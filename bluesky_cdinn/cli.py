@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from bluesky_cdinn import cli_options as options
+from bluesky_cdinn import cli_training
 from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import require_writable
@@ -266,6 +267,8 @@ def doctor(directory: Directory = None, as_json: AsJson = False) -> None:
     if not all(check.good for check in checks):
         raise typer.Exit(1)
 
+
+app.add_typer(cli_training.app)
 
 if __name__ == "__main__":
     app()

@@ -125,8 +125,11 @@ def _worker(settings: Settings) -> str:
     with ReconstructionWorker(settings.worker, settings.reconstruction) as worker:
         result = worker.submit(ball_curve()).result()
     where = result.parameters.get("device", "an unnamed device")
+    weights = result.parameters.get("weights")
+    network = f"network {weights['name']}" if weights else "no network"
     return (
-        f"a child process reconstructed a ball on {where}, chi2 {result.chi2:.4f} in {result.seconds:.1f} s"
+        f"a child process reconstructed a ball on {where} with {network}, "
+        f"chi2 {result.chi2:.4f} in {result.seconds:.1f} s"
     )
 
 
