@@ -141,35 +141,24 @@ def atomistic_crystals(
     points = shelf.points_nm()
     weight = sharpened(shelf.occupancy.flatten(1))
     inside = weight > 0.5
+    centre = (weight[..., None] * points).sum(1, keepdim=True) / weight.sum(1)[:, None, None]
     wavevector = _wavevectors(draw, views) * (2 * torch.pi / shelf.lattice_nm[:, None])
-
-    elastic = torch.einsum("bc,bcxyz->bxyz", wavevector, shelf.displacement_nm).flatten(1)
-    centre = (weight[..., None] * points).sum(1) / weight.sum(1, keepdim=True)
-    elastic = elastic - _ramp(elastic, points - centre[:, None], inside)
-    wanted = draw.uniform(*views.phase_range_rad)
-    scale = wanted / _spread(elastic, inside)
-    winding = shelf.dislocation.abs().sum(1) > 0
-    scale = torch.where(winding, scale.clamp_max(MOST_WITH_DISLOCATION), scale)
-    wanted = scale * _spread(elastic, inside)
-    elastic = elastic * scale[:, None]
-    turns = _winding(shelf.dislocation, points, wavevector)
-    slope = _slope(elastic + turns, points - centre[:, None], inside)
+    elastic, phase_range = _elastic_phase(draw, shelf, wavevector, points - centre, inside, views)
+    slope = _slope(elastic + _winding(shelf.dislocation, points, wavevector), points - centre, inside)
+    frame, oversampling = _frames(draw, points - centre, inside, views)
 
     fine = fine_side(side)
-    frame, oversampling = _frames(draw, points - centre[:, None], inside, views)
     width = 2 * round(FILLED * fine / 2)
     steps = (torch.arange(width, device=draw.device) - width // 2) / fine
     box = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     there = box @ frame.mT
-    place = there + centre[:, None]
-    occupancy, phase = _interpolated(shelf, torch.stack([shelf.occupancy.flatten(1), elastic], 1), place)
-    phase = phase + _winding(shelf.dislocation, place, wavevector)
-    phase = phase - slope[:, :1] - (there @ slope[:, 1:, None])[..., 0]
+    occupancy, phase = _interpolated(shelf, elastic, there + centre)
+    phase = phase + _winding(shelf.dislocation, there + centre, wavevector) - _plane(slope, there)
     whole = torch.zeros((count, fine, fine, fine), dtype=torch.complex64, device=draw.device)
     low = fine // 2 - width // 2
     part = (slice(None), *[slice(low, low + width)] * 3)
     whole[part] = torch.polar(sharpened(occupancy), phase).reshape(count, width, width, width)
-    return Crystals(whole, wanted, oversampling.amin(1))
+    return Crystals(whole, phase_range, oversampling.amin(1))
 
 
 def sharpened(occupancy: Tensor) -> Tensor:
@@ -203,6 +192,25 @@ def _wavevectors(draw: Draw, views: Views) -> Tensor:
     return chosen.gather(1, order) * signs
 
 
+def _elastic_phase(
+    draw: Draw, shelf: Shelf, wavevector: Tensor, points: Tensor, inside: Tensor, views: Views
+) -> tuple[Tensor, Tensor]:
+    """Return Q . u of the stored displacement at the grid's points, scaled to a drawn range, and its range.
+
+    Returns
+    -------
+    phase, phase_range
+        Without offset and ramp, float32 (count, side**3); rad, float32 (count,).
+    """
+    phase = torch.einsum("bc,bcxyz->bxyz", wavevector, shelf.displacement_nm).flatten(1)
+    phase = phase - _plane(_slope(phase, points, inside), points)
+    spread = _spread(phase, inside)
+    scale = draw.uniform(*views.phase_range_rad) / spread
+    winding = shelf.dislocation.abs().sum(1) > 0
+    scale = torch.where(winding, scale.clamp_max(MOST_WITH_DISLOCATION), scale)
+    return phase * scale[:, None], scale * spread
+
+
 def _slope(phase: Tensor, points: Tensor, inside: Tensor) -> Tensor:
     """Return offset and gradient of the plane that fits a phase best inside, (count, 4)."""
     basis = torch.cat([torch.ones_like(points[..., :1]), points], -1)
@@ -210,8 +218,8 @@ def _slope(phase: Tensor, points: Tensor, inside: Tensor) -> Tensor:
     return torch.linalg.solve(weighted.mT @ basis, weighted.mT @ phase[..., None])[..., 0]
 
 
-def _ramp(phase: Tensor, points: Tensor, inside: Tensor) -> Tensor:
-    slope = _slope(phase, points, inside)
+def _plane(slope: Tensor, points: Tensor) -> Tensor:
+    """Return the plane at points (count, m, 3), float32 (count, m)."""
     return slope[:, :1] + (points @ slope[:, 1:, None])[..., 0]
 
 
@@ -260,12 +268,13 @@ def _frames(draw: Draw, points: Tensor, inside: Tensor, views: Views) -> tuple[T
     return axes * edge[:, None], edge / (high - low)
 
 
-def _interpolated(shelf: Shelf, values: Tensor, places_nm: Tensor) -> tuple[Tensor, ...]:
-    """Return channels (count, channels, side**3) at places (count, m, 3): a tensor (count, m) for each."""
+def _interpolated(shelf: Shelf, phase: Tensor, places_nm: Tensor) -> tuple[Tensor, Tensor]:
+    """Return occupancy and phase at places (count, m, 3), float32 (count, m) each."""
     side = shelf.occupancy.shape[-1]
+    volume = torch.stack([shelf.occupancy, phase.unflatten(-1, (side, side, side))], 1)
     steps = (places_nm - shelf.corner_nm[:, None]) / shelf.voxel_nm[:, None]
     # grid_sample counts from -1 to 1, last axis first.
     where = (2 * steps / (side - 1) - 1).flip(-1)[:, None, None]
-    volume = values.unflatten(-1, (side, side, side))
     found = grid_sample(volume, where, mode="bilinear", padding_mode="zeros", align_corners=True)
-    return found[:, :, 0, 0].unbind(1)
+    occupancy, interpolated = found[:, :, 0, 0].unbind(1)
+    return occupancy, interpolated
