@@ -2,6 +2,8 @@
 
 import itertools
 import pickle
+import signal
+import threading
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -67,17 +69,20 @@ def batches(
     loader = DataLoader(
         steps, batch_size=None, num_workers=workers, prefetch_factor=AHEAD, multiprocessing_context="spawn"
     )
-    try:
-        for batch in loader:
-            yield batch.to(device)
-    except RuntimeError as error:
-        # The same class tells of what a source raised, in other words.
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise TrainingFailed(
-            f"every worker must live as long as training, one ended ({error}): look for lack of memory, "
-            f"in /dev/shm too, or use fewer workers"
-        ) from error
+    iterator = _started(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except (RuntimeError, OSError, EOFError) as error:
+            # A dead worker is told of so, or seen by the connection that it leaves; what a source raised
+            # there may be of the same class, and says that it was caught.
+            if str(error).startswith("Caught"):
+                raise
+            raise TrainingFailed(
+                f"every worker must live as long as training, one ended ({error}): look for lack of memory, "
+                f"in /dev/shm too, or use fewer workers"
+            ) from error
+        yield batch.to(device)
 
 
 class _Steps(IterableDataset):
@@ -91,6 +96,18 @@ class _Steps(IterableDataset):
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for step in itertools.count(self.first + offset, stride):
             yield self.source(step_generator(self.seed, self.rank, step))
+
+
+def _started(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Start a loader's workers, and let their death be told when the next batch is asked for, not before.
+
+    torch's own handler of SIGCHLD raises wherever the main thread is, in the middle of a step too.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return iterator
 
 
 def _require_pickle(source: Source) -> None:

@@ -1,7 +1,7 @@
 """What to train, on what, and how: TOML files, those that ship or a beamline's own.
 
 A file has the sections of `SECTIONS`, each with the fields of its dataclass, all optional; ``extends`` names
-the preset that it changes. A misspelt key is an error, not a default.
+the preset that it changes, or the file, beside it. A misspelt key is an error, not a default.
 """
 
 import tomllib
@@ -185,8 +185,11 @@ def _read(name: str, depth: int) -> dict[str, Any]:
         raise InvalidInput(
             f"a preset must be {_listed(preset_names())} or a TOML file, got {name}: {error}"
         ) from error
-    base = _read(str(content.pop("extends")), depth - 1) if "extends" in content else {}
-    merged = dict(base)
+    merged: dict[str, Any] = {}
+    if "extends" in content:
+        other = str(content.pop("extends"))
+        # A file is looked for beside the one that names it.
+        merged = _read(str(path.parent / other) if other.endswith(".toml") else other, depth - 1)
     for key, values in content.items():
         both = isinstance(values, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], values) if both else values

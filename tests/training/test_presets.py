@@ -29,7 +29,7 @@ def test_a_file_changes_what_it_extends(tmp_path):
     assert (preset.training.steps, preset.training.hours) == (10, None)
     assert preset.training.rate == base.training.rate
     further = tmp_path / "further.toml"
-    further.write_text(f'extends = "{own}"\n[data]\nbatch = 4\n')
+    further.write_text('extends = "platinum.toml"\n[data]\nbatch = 4\n')
     assert load_preset(str(further)).conditions == preset.conditions
 
 
