@@ -9,7 +9,7 @@ from torch import nn
 from bluesky_cdinn import quality
 from bluesky_cdinn.errors import WeightsError
 from bluesky_cdinn.forward import to_centre, to_corner
-from bluesky_cdinn.network import NORMALISATION, CDINN, NetworkConfig
+from bluesky_cdinn.network import CDINN, NORMALISATION, NetworkConfig
 from bluesky_cdinn.network_start import MULTIPLE, NetworkStart, network_start, seen_shape
 from bluesky_cdinn.refine import Measurement
 from bluesky_cdinn.weights import Weights, save_weights, shipped_weights

@@ -11,7 +11,6 @@ from bluesky_cdinn.training.atomistic_source import Shelf, Views, atomistic_crys
 from bluesky_cdinn.training.batch import Batch
 from bluesky_cdinn.training.measuring import Conditions, measure
 from bluesky_cdinn.training.procedural import Crystals, Recipe, procedural_crystals
-from bluesky_cdinn.training.sources import repeated
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,10 @@ class Mixture:
     side
         Of the measured grid, voxels.
     count
-        Measurements a batch.
+        Measurements a batch, on that grid.
+    larger
+        Other grids, each with the share of batches that are on it; of these a batch has as many fewer
+        crystals as the grid has more voxels.
     recipe, conditions
         What procedural crystals are drawn, and how all crystals are measured.
     measurements
@@ -44,25 +46,44 @@ class Mixture:
     atomistic: Path | None = None
     share: float = 0.3
     views: Views = field(default_factory=Views)
+    larger: tuple[tuple[int, float], ...] = ()
 
     def __call__(self, generator: torch.Generator) -> Batch:
         """Return the batch of a generator's state, on its device."""
-        each = max(1, self.count // self.measurements)
+        side = self._side(generator)
+        count = round(self.count * (self.side / side) ** 3)
+        each = max(1, count // self.measurements)
         stored = round(self.share * each) if self.atomistic else 0
         parts = []
         if stored < each:
-            parts.append(procedural_crystals(each - stored, self.side, generator, self.recipe))
+            parts.append(procedural_crystals(each - stored, side, generator, self.recipe))
         if self.atomistic is not None and stored:
             shelf = _shelf(self.atomistic, generator.device)
-            parts.append(atomistic_crystals(shelf, stored, self.side, generator, self.views))
+            parts.append(atomistic_crystals(shelf, stored, side, generator, self.views))
         crystals = repeated(_joined(parts), self.measurements)
-        return measure(crystals, self.side, generator, self.conditions)
+        return measure(crystals, side, generator, self.conditions)
+
+    def _side(self, generator: torch.Generator) -> int:
+        if not self.larger:
+            return self.side
+        drawn = float(torch.rand((), generator=generator, device=generator.device))
+        for side, share in self.larger:
+            if drawn < share:
+                return side
+            drawn -= share
+        return self.side
 
 
 @functools.lru_cache(maxsize=2)
 def _shelf(path: Path, device: torch.device) -> Shelf:
     """Return a stored set, read once a process."""
     return Shelf.of(load_set(path), device)
+
+
+def repeated(crystals: Crystals, times: int) -> Crystals:
+    """Return a batch that has each crystal several times."""
+    parts = (crystals.density, crystals.phase_range_rad, crystals.oversampling)
+    return Crystals(*(part.repeat_interleave(times, 0) for part in parts))
 
 
 def _joined(parts: list[Crystals]) -> Crystals:

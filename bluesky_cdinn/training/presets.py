@@ -40,12 +40,15 @@ class Data:
         Part of the crystals that comes from the stored set of relaxed ones.
     atomistic
         That set, a folder or file; None for procedural crystals only.
+    larger
+        Grids beside the network's own, each with the share of batches on it.
     """
 
     batch: int = 16
     measurements: int = 2
     share: float = 0.3
     atomistic: Path | None = None
+    larger: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.measurements <= self.batch:
@@ -88,6 +91,7 @@ class Preset:
             atomistic=data.atomistic,
             share=data.share,
             views=self.views,
+            larger=data.larger,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -112,12 +112,12 @@ class Draw:
         self.count, self.generator, self.device = count, generator, generator.device
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Return float32 (count, *shape), uniform between two numbers."""
+        """Return float32 ``(count, *shape)``, uniform between two numbers."""
         numbers = torch.rand((self.count, *shape), generator=self.generator, device=self.device)
         return low + (high - low) * numbers
 
     def normal(self, *shape: int) -> Tensor:
-        """Return float32 (count, *shape), normal."""
+        """Return float32 ``(count, *shape)``, normal."""
         return torch.randn((self.count, *shape), generator=self.generator, device=self.device)
 
     def chance(self, probability: float) -> Tensor:
@@ -125,7 +125,7 @@ class Draw:
         return self.uniform(0, 1) < probability
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Return int64 (count, *shape), from ``low`` to below ``high``."""
+        """Return int64 ``(count, *shape)``, from ``low`` to below ``high``."""
         return torch.randint(low, high, (self.count, *shape), generator=self.generator, device=self.device)
 
     def rotations(self) -> Tensor:

@@ -52,3 +52,15 @@ def test_each_crystal_is_measured_as_often_as_asked():
         assert torch.equal(batch.truth[first], batch.truth[first + 1])
         assert not torch.equal(batch.magnitude[first], batch.magnitude[first + 1])
     assert not torch.equal(batch.truth[0], batch.truth[3])
+
+
+def test_batches_on_larger_grids_come_as_often_as_asked_and_hold_as_many_voxels():
+    mixture = Mixture(16, 8, measurements=1, larger=((24, 0.3), (32, 0.2)))
+    sides = [drawn(mixture, seed).magnitude.shape for seed in range(60)]
+    counts = {side: sum(shape[-1] == side for shape in sides) for side in (16, 24, 32)}
+    assert sum(counts.values()) == 60
+    assert 20 < counts[16] < 40
+    assert 9 < counts[24] < 28
+    assert 4 < counts[32] < 22
+    assert {shape[0] for shape in sides if shape[-1] == 24} == {2}
+    assert {shape[0] for shape in sides if shape[-1] == 32} == {1}
