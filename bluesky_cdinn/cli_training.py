@@ -109,6 +109,7 @@ def package(
         int, typer.Option(min=0, help="Held-out crystals of each strength of strain for the card's figures.")
     ] = 0,
     atomistic: Relaxed = None,
+    notes: Annotated[str, typer.Option(help="What else is to be known of the run, for the card.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make weights of a run, with a model card beside them; its averaged weights are taken."""
@@ -118,9 +119,9 @@ def package(
             raise InvalidInput(f"the file's name must end in .safetensors, got {output.name}")
         from bluesky_cdinn.training.packaging import package as write
 
-        weights = write(folder, output, stored_as)
+        weights = write(folder, output, stored_as, notes=notes)
         if evaluate:
-            weights = write(folder, output, stored_as, _rows(output, evaluate, atomistic))
+            weights = write(folder, output, stored_as, _rows(output, evaluate, atomistic), notes)
         card = output.with_suffix(".md")
         answer |= {"output": str(output), "card": str(card), "sha256": weights.sha256}
         answer |= {"bytes": output.stat().st_size, "parameters": weights.card["parameters"]}

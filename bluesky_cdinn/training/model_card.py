@@ -40,6 +40,8 @@ def _lines(weights: Weights) -> Iterator[str]:
     if card["warm_start"]:
         before = card["warm_start"]
         yield f"It began with the weights {before['name']}, sha256 `{before['sha256']}`."
+    if card.get("notes"):
+        yield from ("", card["notes"])
     yield from ("", *_sessions(training["sessions"]), "", *_settings(training["options"]), "")
     yield from ("### Learning curve", "", *_curve(card["learning_curve"]), "")
     yield from ("## Data", "", *_data(card["data"]), "")

@@ -20,7 +20,9 @@ GROUPS = ("kind", "strain", "counts")
 FIGURES = ("chi2", "iou", "phase_rmse", "correlation")
 
 
-def package(folder: Path, output: Path, dtype: Dtype = "float16", rows: Sequence[Row] = ()) -> Weights:
+def package(
+    folder: Path, output: Path, dtype: Dtype = "float16", rows: Sequence[Row] = (), notes: str = ""
+) -> Weights:
     """Write the averaged weights of a run, and their model card beside them.
 
     Parameters
@@ -34,6 +36,8 @@ def package(folder: Path, output: Path, dtype: Dtype = "float16", rows: Sequence
         changed by more than 0.0003; in bfloat16 some did by 0.003.
     rows
         What `evaluation.score_start` found with them on held-out crystals.
+    notes
+        What else is to be known of the run, in the card.
 
     Returns
     -------
@@ -56,6 +60,7 @@ def package(folder: Path, output: Path, dtype: Dtype = "float16", rows: Sequence
         "training": _training(run, state),
         "data": _data(run["preset"]),
         "warm_start": run["warm_start"],
+        "notes": notes,
         "learning_curve": thinned(read_curve(folder)),
         "figures": summary(rows),
     }
