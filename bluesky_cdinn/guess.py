@@ -7,8 +7,10 @@ from bluesky_cdinn.forward import AXES
 from bluesky_cdinn.refine import HIO, BreakTwins, Measurement, Objects, ShrinkWrap, Step, run
 from bluesky_cdinn.support import TINY, gaussian_blur, typical_amplitude
 
-# As in phasing.search_recipe, whose beginning this is.
-CYCLE, CEILING = 20, 1.15
+# Iterations between changes of the support.
+CYCLE = 20
+# A crystal's amplitude is even; what exceeds this multiple of it is stagnation, not matter.
+CEILING = 1.15
 
 
 def half_phased(

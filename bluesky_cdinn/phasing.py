@@ -14,7 +14,7 @@ import torch
 from bluesky_cdinn import quality
 from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
-from bluesky_cdinn.guess import guessed_support
+from bluesky_cdinn.guess import CEILING, guessed_support
 from bluesky_cdinn.refine import (
     HIO,
     AcceleratedER,
@@ -35,8 +35,6 @@ Watch = Callable[[Objects], None]
 
 # Complex correlation of two independent objects from which they count as the same, and as surely so.
 AGREED, SURE = 0.9, 0.97
-# A crystal's amplitude is even; what exceeds this multiple of it is stagnation, not matter.
-CEILING = 1.15
 # Of the interior against counting noise; see refine.AcceleratedER.
 SMOOTHNESS = 100.0
 # A network's guess whose chi2 exceeds that of counting noise by more is not of anything that it was trained
@@ -122,8 +120,10 @@ def search(
     for guesses in (GUESSES, 2 * GUESSES) if guess is not None else ():
         assert guess is not None
         objects = guess(measurement, min(count, guesses), generator)
-        guess_chi2 = min(float(objects.chi2.min()), guess_chi2 or torch.inf)
-        if guess_chi2 - measurement.noise > TRUSTED:
+        least = float(objects.chi2.min())
+        guess_chi2 = least if guess_chi2 is None else min(least, guess_chi2)
+        # So put, NaN is not trusted either.
+        if not guess_chi2 - measurement.noise <= TRUSTED:
             break
         room = ROOM_OF_GUESS * float(objects.support.sum((-3, -2, -1)).max())
         attempt = phased(objects, measurement, guess_recipe(max(1, int(room))), watch)

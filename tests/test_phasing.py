@@ -152,6 +152,18 @@ def test_good_guesses_need_few_iterations():
     assert len(guided) < 0.5 * len(classical)
 
 
+def test_guesses_that_are_no_numbers_are_left():
+    density, counts = crystal_and_counts(12, 3.0, (32, 32, 32))
+
+    def guess(measurement, count, random):
+        objects = autocorrelation_start(measurement, count, random)
+        return Objects(objects.density * torch.nan, objects.support, objects.chi2)
+
+    found = search(problem_of(counts), autocorrelation_start, 3, generator(), quiet, guess)
+    assert found.start == "classical"
+    assert quality.correlation(density_of(found.objects), density) > 0.98
+
+
 def guesses_apart(measurement, count, random):
     """Guess small things that have nothing in common, and claim that they fit."""
     density = torch.randn((count, *measurement.magnitude.shape), generator=random, dtype=torch.complex64)
