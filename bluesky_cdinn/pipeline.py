@@ -218,7 +218,8 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> Solutio
         weights = {} if guess is None else {"weights": guess.weights}
         if not options.refine:
             objects = (guess or start)(posed.full, 1, generator)
-            return Solution(objects, objects, {"found_from": "network" if guess else "classical", **weights})
+            origin = {"found_from": "network" if guess else "classical", **weights}
+            return Solution(objects, objects, origin, float(objects.chi2[0]) if guess else None)
         found = phasing.search(problem, start, options.starts, generator, watch, guess)
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
     with watch.stage("projections"):
@@ -308,6 +309,8 @@ def parameters(
     """Return everything that the result depends on beside the data."""
     return {
         **options.model_dump(mode="json"),
+        # Not what was allowed but what was asked, which `Solution.origin` says.
+        "weights": None,
         "device": str(device),
         "working_shape": list(problem.measurement.magnitude.shape),
         "levels": [list(level) for level in problem.levels],

@@ -327,7 +327,8 @@ def test_the_result_says_what_network_it_began_with(small, result):
 
 def test_a_classical_start_asks_no_network(small):
     density, counts = small
-    found = reconstruct(volume_of(counts), ReconstructionOptions(start="autocorrelation"))
+    options = ReconstructionOptions(start="autocorrelation", weights=Path("unused.safetensors"))
+    found = reconstruct(volume_of(counts), options)
     assert found.parameters["found_from"] == "classical"
     assert found.parameters["weights"] is None
     assert "guess_chi2" not in found.scalars
@@ -338,6 +339,7 @@ def test_the_networks_guess_alone_is_near(small):
     density, counts = small
     guess = reconstruct(volume_of(counts), ReconstructionOptions(start="network", refine=False))
     assert quality.compare(guess.density, density).correlation > 0.93
+    assert 0 < guess.scalars["guess_chi2"] < 0.1
 
 
 def test_weights_that_are_not_there_are_an_error_and_not_another_start(small, tmp_path):
