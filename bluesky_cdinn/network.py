@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.forward import AXES
 
 # What `CDINN.forward` takes: weights that were trained on something else are refused.
@@ -26,6 +27,8 @@ NORMALISATION = "counts; state at typical amplitude 1, phase of its sum 0"
 # Of an amplitude whose crystal has 1.
 LARGEST = 1.5
 TINY = 1e-6
+# Of channels that are normalised together.
+GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,15 @@ class NetworkConfig:
     depths: tuple[int, int, int] = (1, 2, 2)
     heads: int = 4
 
+    def __post_init__(self) -> None:
+        if any(width < 1 or width % GROUPS for width in self.widths):
+            raise InvalidInput(f"widths must be multiples of {GROUPS}, got {list(self.widths)}")
+        if self.heads < 1 or self.widths[-1] % self.heads:
+            raise InvalidInput(f"heads must share {self.widths[-1]} channels evenly, got {self.heads}")
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "NetworkConfig":
-        """Return the configuration that JSON holds; TypeError where it isn't one."""
+        """Return the configuration that JSON holds; TypeError or InvalidInput where it isn't one."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
@@ -128,7 +137,7 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv3d(width, width, 3, padding=1)
         self.second = nn.Conv3d(width, width, 3, padding=1)
-        self.norm_first, self.norm_second = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.norm_first, self.norm_second = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, width)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +152,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(8, width)
+        self.norm = nn.GroupNorm(GROUPS, width)
         self.project = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
@@ -169,7 +178,9 @@ class Decoder(nn.Module):
         self.middle = _blocks(middle, 1)
         self.to_fine = nn.ConvTranspose3d(middle, fine, 2, stride=2)
         self.fine = _blocks(fine, 1)
-        self.out = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv3d(fine, channels, 3, padding=1))
+        self.out = nn.Sequential(
+            nn.GroupNorm(GROUPS, fine), nn.SiLU(), nn.Conv3d(fine, channels, 3, padding=1)
+        )
 
     def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
         """Return float (batch, channels, ...) at the resolution of ``fine``."""

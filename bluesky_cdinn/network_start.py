@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bluesky_cdinn.errors import WeightsError
+from bluesky_cdinn.errors import InvalidInput, WeightsError
 from bluesky_cdinn.forward import to_centre
 from bluesky_cdinn.grid import coarse_levels
 from bluesky_cdinn.guess import CYCLE, as_objects, chi2_of, continued, half_phased
@@ -19,8 +19,8 @@ from bluesky_cdinn.support import autocorrelation_support
 from bluesky_cdinn.weights import fill, load_weights
 from bluesky_cdinn.windows import measurement_window, objects_on
 
-# Sides that the network can halve twice in the central half of the box.
-MULTIPLE = 8
+# Sides that the network can halve twice in the central half of the box; the least that training allows.
+MULTIPLE, LEAST = 8, 16
 # Of the support over the autocorrelation's.
 ROOM = 1.3
 
@@ -91,7 +91,7 @@ def seen_shape(measurement: Measurement) -> tuple[int, int, int]:
         int(support.any(axis=tuple(other for other in range(3) if other != axis)).sum()) for axis in range(3)
     ]
     level: Sequence[int] = coarse_levels(intensity, extent)[0]
-    a, b, c = (MULTIPLE * round(n / MULTIPLE) for n in level)
+    a, b, c = (max(LEAST, MULTIPLE * round(n / MULTIPLE)) for n in level)
     return a, b, c
 
 
@@ -107,7 +107,7 @@ def network_start(path: Path | None = None, device: str = "cpu") -> NetworkStart
     weights = load_weights(path, architectures=ARCHITECTURES, normalisation=NORMALISATION)
     try:
         config = NetworkConfig.from_mapping(weights.config)
-    except TypeError as error:
+    except (TypeError, InvalidInput) as error:
         raise WeightsError(
             f"{weights.name} must have the configuration of this version's network: {error}. Fetch the "
             "package version that wrote it, or package the training run again"

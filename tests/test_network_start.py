@@ -10,7 +10,7 @@ from bluesky_cdinn import quality
 from bluesky_cdinn.errors import WeightsError
 from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.network import CDINN, NORMALISATION, NetworkConfig
-from bluesky_cdinn.network_start import MULTIPLE, NetworkStart, network_start, seen_shape
+from bluesky_cdinn.network_start import LEAST, MULTIPLE, NetworkStart, network_start, seen_shape
 from bluesky_cdinn.refine import Measurement
 from bluesky_cdinn.weights import Weights, save_weights, shipped_weights
 from bluesky_cdinn.windows import windowed
@@ -66,6 +66,16 @@ def test_the_network_sees_the_coarse_centre_of_a_large_measurement():
         assert all(n % MULTIPLE == 0 for n in magnitude.shape[1:])
         assert measured.all()
     assert seen_shape(measurement) == tuple(oracle.seen[0][0].shape[1:])
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (10, 24, 32), (16, 16, 16)])
+def test_small_measurements_are_seen_on_the_least_grid_that_was_trained_on(shape):
+    _, measurement = case(shape, phase_range=1.0)
+    oracle = Oracle(case((32, 32, 32))[0])
+    objects = NetworkStart(oracle, LABEL)(measurement, 1, torch.Generator().manual_seed(0))
+    assert seen_shape(measurement) == tuple(max(LEAST, n) for n in shape)
+    assert objects.density.shape[1:] == shape
+    assert objects.density.isfinite().all()
 
 
 def test_what_is_held_out_of_the_fit_is_hidden_from_the_network():
