@@ -57,6 +57,13 @@ class Data:
             )
         if not 0 <= self.share <= 1:
             raise InvalidInput(f"share must be 0 to 1, got {self.share}")
+        if any(side < 16 or side % 8 for side, _ in self.larger):
+            raise InvalidInput(
+                f"larger grids must be multiples of 8, got {[side for side, _ in self.larger]}"
+            )
+        shares = [share for _, share in self.larger]
+        if any(share < 0 for share in shares) or sum(shares) > 1:
+            raise InvalidInput(f"shares of larger grids must add up to 1 or less, got {shares}")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,16 @@ class Preset:
     training: TrainingOptions = field(default_factory=lambda: TrainingOptions(hours=1.0))
 
     def source(self) -> Mixture:
-        """Return what makes its batches."""
+        """Return what makes its batches.
+
+        Raises
+        ------
+        InvalidInput
+            The set of relaxed crystals isn't there.
+        """
         data = self.data
+        if data.atomistic is not None and not data.atomistic.exists():
+            raise InvalidInput(f"a set of relaxed crystals is required, there is none at {data.atomistic}")
         return Mixture(
             side=self.network.side,
             count=data.batch,
@@ -158,10 +173,17 @@ def _section(preset: str, key: str, kind: type, values: Mapping[str, Any]) -> An
     try:
         section = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        # What a section says of itself as a whole has no place in it.
+        faults = [
+            ": ".join([*([".".join(map(str, e["loc"]))] if e["loc"] else []), e["msg"]])
+            for e in error.errors(include_url=False)
+        ]
         raise InvalidInput(f"{place} is wrong: {'; '.join(faults)}") from error
     if kind in (Recipe, Views, Conditions):
         _check_ranges(place, section)
+    if isinstance(section, Recipe | Views) and section.oversampling[0] < 2:
+        # The network's object fills half of each axis.
+        raise InvalidInput(f"oversampling in {place} must be 2 or more, it is {list(section.oversampling)}")
     return section
 
 

@@ -33,6 +33,12 @@ def test_a_file_changes_what_it_extends(tmp_path):
     assert load_preset(str(further)).conditions == preset.conditions
 
 
+def test_a_set_of_relaxed_crystals_that_is_not_there_is_refused(tmp_path):
+    preset = changed(load_preset("smoke"), data={"atomistic": str(tmp_path / "absent")})
+    with pytest.raises(InvalidInput, match=r"none at .*absent"):
+        preset.source()
+
+
 def test_a_circle_of_presets_is_refused(tmp_path):
     own = tmp_path / "own.toml"
     own.write_text(f'extends = "{own}"\n')
@@ -51,7 +57,13 @@ def test_a_circle_of_presets_is_refused(tmp_path):
         ("[conditions]\ncounts = [0, 1e4]", "counts .* must rise from above 0"),
         ("[conditions]\ncounts = 1e4", "counts: Input should be a valid tuple"),
         ("[views]\noversampling = [2, 3, 4]", "oversampling"),
+        ("[crystals]\noversampling = [1.5, 3]", "oversampling .* must be 2 or more"),
+        ("[views]\noversampling = [1.5, 3]", "oversampling .* must be 2 or more"),
         ('[network]\nside = "big"', "side: Input should be a valid integer"),
+        ("[network]\nwidths = [10, 16, 16]", "is wrong: Value error, widths must be multiples of 8"),
+        ("[network]\nheads = 3", "heads must share 128 channels evenly, got 3"),
+        ("[data]\nlarger = [[20, 0.5]]", "larger grids must be multiples of 8"),
+        ("[data]\nlarger = [[40, 0.6], [48, 0.6]]", "add up to 1 or less"),
         ("[data]\nbatch = 0", "batch must hold each"),
         ("[data]\nshare = 2", "share must be 0 to 1"),
         ("[training]\nsteps = 5\nhours = 1", "budget of steps or hours"),
