@@ -33,7 +33,7 @@ class Mixture:
     atomistic
         A stored set of relaxed crystals (`atomistic_set`); None for procedural ones only.
     share
-        Part of each batch's crystals that comes from the stored set.
+        Part of the crystals that comes from the stored set, in the mean over batches.
     views
         How those are looked at.
     """
@@ -53,7 +53,7 @@ class Mixture:
         side = self._side(generator)
         count = round(self.count * (self.side / side) ** 3)
         each = max(1, count // self.measurements)
-        stored = round(self.share * each) if self.atomistic else 0
+        stored = self._stored(each, generator) if self.atomistic else 0
         parts = []
         if stored < each:
             parts.append(procedural_crystals(each - stored, side, generator, self.recipe))
@@ -62,6 +62,13 @@ class Mixture:
             parts.append(atomistic_crystals(shelf, stored, side, generator, self.views))
         crystals = repeated(_joined(parts), self.measurements)
         return measure(crystals, side, generator, self.conditions)
+
+    def _stored(self, each: int, generator: torch.Generator) -> int:
+        """Return how many of a batch's crystals are relaxed ones; what isn't a whole number, by chance."""
+        whole, rest = divmod(self.share * each, 1)
+        if rest:
+            whole += float(torch.rand((), generator=generator, device=generator.device)) < rest
+        return int(whole)
 
     def _side(self, generator: torch.Generator) -> int:
         if not self.larger:

@@ -42,6 +42,13 @@ def test_the_share_of_relaxed_crystals_is_as_asked(stored, share, relaxed):
     assert len(batch) == 8
 
 
+def test_a_share_of_less_than_a_crystal_comes_now_and_then(stored):
+    recipe, views = Recipe(phase_range_rad=(3.0, 3.1)), Views(phase_range_rad=(0.5, 0.6))
+    mixture = Mixture(16, 2, recipe, atomistic=stored, share=0.25, views=views)
+    batches = [drawn(mixture, seed) for seed in range(60)]
+    assert 6 < sum(bool((batch.facts["phase_range_rad"] < 2).any()) for batch in batches) < 27
+
+
 def test_without_a_set_all_are_procedural():
     assert len(drawn(Mixture(16, 4, share=1.0))) == 4
 
