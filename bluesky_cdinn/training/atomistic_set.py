@@ -1,6 +1,8 @@
 """A stored set of relaxed crystals, read by training and evaluation; independent of the reflection."""
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,7 +137,7 @@ def load_set(path: Path) -> AtomisticSet:
     Raises
     ------
     InvalidInput
-        If there is nothing, or something of another version.
+        If there is nothing, something else, or something of another version.
     """
     files = sorted(path.glob("crystal-*.npz")) if path.is_dir() else [path]
     if not files or not files[0].exists():
@@ -160,12 +162,13 @@ def save_set(crystals: AtomisticSet, file: Path) -> None:
 
 
 def _load(file: Path) -> AtomisticSet:
-    with np.load(file, allow_pickle=False) as stored:
-        if int(stored["version"]) != VERSION:
-            raise InvalidInput(
-                f"crystals of version {VERSION} are required, got {int(stored['version'])} in {file}: "
-                "make them anew"
-            )
-        recipes = tuple(Recipe(**recipe) for recipe in json.loads(str(stored["recipes"])))
-        arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
-    return AtomisticSet(**arrays, recipes=recipes)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            version = int(stored["version"])
+            if version == VERSION:
+                recipes = tuple(Recipe(**recipe) for recipe in json.loads(str(stored["recipes"])))
+                arrays: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
+                return AtomisticSet(**arrays, recipes=recipes)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInput(f"{file} must be a set of crystals, it can't be read as one: {error}") from error
+    raise InvalidInput(f"crystals of version {VERSION} are required, got {version} in {file}: make them anew")

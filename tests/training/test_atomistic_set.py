@@ -56,6 +56,12 @@ def test_nothing_and_other_versions_are_refused(tmp_path):
         np.savez(tmp_path / "old.npz", **{**stored, "version": 0})
     with pytest.raises(InvalidInput, match="got 0"):
         load_set(tmp_path / "old.npz")
+    (tmp_path / "other.npz").write_bytes(b"not a set")
+    with pytest.raises(InvalidInput, match=r"other\.npz must be a set"):
+        load_set(tmp_path / "other.npz")
+    np.savez(tmp_path / "arrays.npz", version=1)
+    with pytest.raises(InvalidInput, match=r"arrays\.npz must be a set"):
+        load_set(tmp_path / "arrays.npz")
 
 
 def test_scale_multiplies_the_phase_of_a_reflection():
