@@ -24,7 +24,7 @@ class Conditions:
     background
         Of a uniform background, up to half a count a voxel.
     blurred
-        Of partial coherence: a Gaussian that falls to 0.6 to 0.95 at the crystal's ends.
+        Of partial coherence: a Gaussian of the lag that falls to 0.67 to 0.95 over the crystal's extent.
     gap
         Of a detector's gap: a slab of 1 to 4 voxels across the second or third axis.
     frames

@@ -82,12 +82,6 @@ class TrainingOptions:
             if getattr(self, name) not in allowed:
                 raise InvalidInput(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
 
-    def with_budget(self, steps: int | None = None, hours: float | None = None) -> "TrainingOptions":
-        """Return these options with another budget; as they are where none is given."""
-        if steps is None and hours is None:
-            return self
-        return dataclasses.replace(self, steps=steps, hours=hours)
-
     def as_dict(self) -> dict[str, Any]:
         """Return the options as JSON's own types."""
         return dataclasses.asdict(self)
