@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bluesky_cdinn.cli_options import AsJson
+from bluesky_cdinn.documents import plain
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import require_writable
 from bluesky_cdinn.records import Progress
@@ -148,7 +149,8 @@ def evaluate(
 
         rows = _rows(weights, per_class, atomistic)
         if output is not None:
-            output.write_text(json.dumps(rows))
+            # JSON knows no NaN, which the phase's error is where supports don't meet.
+            output.write_text(json.dumps(plain(rows), allow_nan=False))
             answer["output"] = str(output)
         answer |= {"weights": str(weights), "figures": summary(rows)}
         if not as_json:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bluesky_cdinn import cli_training
 from bluesky_cdinn.cli_training import app, stop_request
 from bluesky_cdinn.errors import InvalidInput, TrainingFailed, WeightsError
 from bluesky_cdinn.training.checkpoint import load_checkpoint
@@ -83,6 +84,16 @@ def test_packaged_weights_make_a_start(weights):
         1,
     )
     assert 0 < group["correlation"] <= 1
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_the_file(tmp_path, monkeypatch):
+    row = {"case": "one", "kind": "procedural", "strain": "weak", "counts": 1e4, "chi2": 0.9, "iou": 0.0}
+    row |= {"phase_rmse": float("nan"), "correlation": 0.1, "found": False}
+    monkeypatch.setattr(cli_training, "_rows", lambda *_: [row])
+    call("evaluate", "any.safetensors", "-o", tmp_path / "rows.json", "--json")
+    assert "NaN" not in (tmp_path / "rows.json").read_text()
+    (kept,) = json.loads((tmp_path / "rows.json").read_text())
+    assert kept == {name: value for name, value in row.items() if name != "phase_rmse"}
 
 
 def test_a_run_goes_on_with_more_budget_and_from_other_weights(tmp_path, run, weights):
