@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from bluesky_cdinn.network import ARCHITECTURES, NORMALISATION, NetworkConfig, b
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.starts import autocorrelation_start
 from bluesky_cdinn.support import autocorrelation_support
-from bluesky_cdinn.weights import fill, load_weights
+from bluesky_cdinn.weights import fill, load_weights, shipped_weights
 from bluesky_cdinn.windows import measurement_window, objects_on
 
 # Sides that the network can halve twice in the central half of the box; the least that training allows.
@@ -95,15 +95,23 @@ def seen_shape(measurement: Measurement) -> tuple[int, int, int]:
     return a, b, c
 
 
-@cache
 def network_start(path: Path | None = None, device: str = "cpu") -> NetworkStart:
     """Return the start of a file of weights; None for the ones that ship with the package.
+
+    It is kept for the next time, until the file changes.
 
     Raises
     ------
     WeightsError
         There are none, or they don't fit.
     """
+    path = path or shipped_weights()
+    changed = path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+    return _loaded(path, changed, device)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path | None, changed: int, device: str) -> NetworkStart:
     weights = load_weights(path, architectures=ARCHITECTURES, normalisation=NORMALISATION)
     try:
         config = NetworkConfig.from_mapping(weights.config)

@@ -136,6 +136,16 @@ def test_weights_that_do_not_fit_are_refused(weights_file, how, says):
         network_start(weights_file(**how))
 
 
+def test_a_start_is_kept_until_its_file_changes(weights_file):
+    path = weights_file()
+    before = network_start(path)
+    assert network_start(path) is before
+    state = CDINN(SMALL).state_dict()
+    name = next(iter(state))
+    again = network_start(weights_file(**{name: state[name] + 1}))
+    assert again.weights["sha256"] != before.weights["sha256"]
+
+
 def test_no_weights_no_start(tmp_path):
     with pytest.raises(WeightsError, match="file"):
         network_start(tmp_path / "absent.safetensors")

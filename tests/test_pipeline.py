@@ -13,7 +13,7 @@ import bluesky_cdinn
 from bluesky_cdinn import quality
 from bluesky_cdinn.errors import Cancelled, CdinnError, IncompleteScan, InvalidInput, WeightsError
 from bluesky_cdinn.geometry import bragg_vector, d_spacing
-from bluesky_cdinn.pipeline import choose_device, reconstruct, reconstruct_curve
+from bluesky_cdinn.pipeline import reconstruct, reconstruct_curve
 from bluesky_cdinn.records import RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.sim.crystal import random_crystal, sample
@@ -302,19 +302,6 @@ def test_the_smallest_volumes_are_reconstructed(shape):
     found = reconstruct(volume_of(counts))
     assert np.isfinite(found.density).all()
     assert quality.correlation(found.density, density) > 0.8
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "cpu:zero"])
-def test_unknown_devices_are_refused_by_name(name):
-    with pytest.raises(InvalidInput, match="device"):
-        choose_device(name)
-
-
-def test_known_devices_are_chosen():
-    assert choose_device("cpu").type == "cpu"
-    assert choose_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(InvalidInput, match="GPU here"):
-        choose_device("cuda:99")
 
 
 def test_the_result_says_what_network_it_began_with(small, result):

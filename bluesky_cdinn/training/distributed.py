@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bluesky_cdinn.pipeline import choose_device
+from bluesky_cdinn.device import choose_device
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ KINDS: dict[str, dict[str, Any]] = {
 class Validation:
     """Says how well a network does on crystals of every kind.
 
+    How far phase retrieval has come when the network looks is drawn for each kind by itself, the same each
+    time: one kind's figure tells how training goes on, not how kinds compare.
+
     Parameters
     ----------
     side
