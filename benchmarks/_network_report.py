@@ -251,10 +251,9 @@ def draw_alone(plt: Any, rows: Sequence[Row]) -> Any:
                 medianprops=look,
             )
             axis.plot([], [], **look, label=NAMES[name].strip("*"))
-        labels = [label.replace(", ", "\n") for label, _ in groups]
-        axis.set_xticks(range(len(groups)), labels, fontsize=8)
+        axis.set_xticks(range(len(groups)), [name for name, _ in groups], fontsize=8, rotation=30, ha="right")
         axis.set(ylabel=label)
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 

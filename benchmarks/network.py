@@ -137,10 +137,16 @@ def contender(name: str, options: argparse.Namespace) -> Contender:
     return classical[name]
 
 
-def engine(measurement: Measurement) -> list[Step]:
+def engine(measurement: Measurement, attempt: int = 0) -> list[Step]:
     """Return this package's search, HIO under an amplitude ceiling, on the grid that is given."""
-    room = phasing.ATTEMPTS[0][1] * float(autocorrelation_support(measurement.intensity).sum())
+    level, excess, _ = phasing.ATTEMPTS[attempt]
+    room = excess * float(autocorrelation_support(measurement.intensity, level).sum())
     return phasing.search_recipe(max(1, int(room)))
+
+
+def engine_for_real_crystals(measurement: Measurement) -> list[Step]:
+    """Return the search with the second bound on the support, for autocorrelations with a halo."""
+    return engine(measurement, attempt=1)
 
 
 def shrink(threshold: float, sigma: float) -> Step:
@@ -179,21 +185,23 @@ def without_twin_breaking(recipe: Recipe) -> Recipe:
     return lambda measurement: [step for step in recipe(measurement) if not isinstance(step, BreakTwins)]
 
 
-def alone(who: Contender, cases: Sequence[Case], results: "Results") -> None:
-    """Score a start by itself, on the whole grid and on the central window."""
+def alone(who: Contender, cases: Sequence[Case], some: Sequence[Case], results: "Results") -> None:
+    """Score a start by itself, on the whole grid and, for some cases, on the central window."""
     if who.name in ("autocorrelation", "random"):
         return
-    for case in cases:
-        for side in (SIDE, SIDE // 2):
-            key = {"section": "alone", "contender": who.name, "case": case.name, "side": side}
-            if not results.has(**key):
-                (row,) = score_start(who.start, [case if side == SIDE else case.at(side)])
-                results.add({**key, **row})
+    for case in [*cases, *(case.at(SIDE // 2) for case in some)]:
+        side = case.intensity.shape[0]
+        key = {"section": "alone", "contender": who.name, "case": case.name, "side": side}
+        if not results.has(**key):
+            (row,) = score_start(who.start, [case])
+            results.add({**key, **row})
 
 
 def refined(who: Contender, cases: dict[str, Sequence[Case]], results: "Results") -> None:
     """Refine a start by every recipe until the crystal is found, or the recipe ends."""
     for recipe, few in cases.items():
+        if recipe == "adam" and who.name in ("coarse", "random"):
+            continue
         steps = without_twin_breaking(RECIPES[recipe]) if who.chosen else RECIPES[recipe]
         for case in few:
             key = {"section": "refined", "contender": who.name, "recipe": recipe, "case": case.name}
@@ -248,7 +256,9 @@ def scan(who: Contender, path: Path, results: "Results") -> None:
     reference = reconstruct(volume, ReconstructionOptions(start="autocorrelation", device="cpu")).density
     case = Case("scan", "scan", "real", volume.intensity, volume.valid, reference, {})
     measurement = case.measurement()
-    recipe = without_twin_breaking(engine) if who.chosen else engine
+    recipe = engine_for_real_crystals
+    if who.chosen:
+        recipe = without_twin_breaking(recipe)
     for seed in range(SCAN_SEEDS):
         objects, cpu_s = begin(who.start, measurement, seed)
         curve = [(0, cpu_s, scaled_chi2(objects.density[0] * objects.support[0], measurement))]
@@ -341,16 +351,12 @@ def line(row: Row) -> str:
     return "  ".join(parts)
 
 
-def held_out_cases(options: argparse.Namespace) -> tuple[list[Case], list[Case]]:
-    """Return the cases for a look at starts alone, and the fewer ones for refinements."""
+def held_out_cases(options: argparse.Namespace) -> list[Case]:
+    """Return all cases; three of a class are one without trouble, one behind a gap, one with a defect."""
     if options.quick:
-        few = list(procedural_cases(1))
-        return few, few
-    per_class = options.crystals
-    # Three of a class are one without trouble, one behind a gap, one with a defect.
-    many = [*procedural_cases(per_class), *atomistic_cases(ATOMISTIC_SET, per_class // 2)]
-    fewer = max(3, per_class // 3)
-    return many, [*procedural_cases(fewer), *atomistic_cases(ATOMISTIC_SET, max(1, fewer // 2))]
+        return list(procedural_cases(1))
+    relaxed = atomistic_cases(ATOMISTIC_SET, max(1, 4 * options.crystals // 9))
+    return [*procedural_cases(options.crystals), *relaxed]
 
 
 def thinned(cases: Sequence[Case], each: int, counts: Sequence[float] = COUNTS) -> list[Case]:
@@ -363,27 +369,29 @@ def thinned(cases: Sequence[Case], each: int, counts: Sequence[float] = COUNTS) 
 
 def run_sections(options: argparse.Namespace, results: Results) -> None:
     """Run what is asked for and not there yet."""
-    many, fewer = held_out_cases(options)
+    needed = {"alone", "refined", "pipeline"} & set(options.only)
+    cases = held_out_cases(options) if needed else []
     # Each at the cost that it has: a step of Adam takes ten times as long as one of HIO.
-    by_recipe = {"engine": fewer, "er_hio": thinned(fewer, 2), "adam": thinned(fewer, 3, (1e6,))}
-    if options.quick:
-        del by_recipe["adam"]
+    some, few = thinned(cases, 2), thinned(cases, 4)
+    by_recipe = {"engine": some, "er_hio": few, "adam": thinned(cases, 9, COUNTS[-1:])}
+    by_recipe = {recipe: by_recipe[recipe] for recipe in options.recipes.split(",")}
     found = contenders(options)
     for who in found:
         for section in options.only if options.again else ():
             results.forget(contender=who.name, section=section)
         results.contenders[who.name] = {**who.facts, **environment()}
         # Warm: the first call pays for what libraries do once.
-        begin(who.start, many[0].measurement())
+        begin(who.start, next(procedural_cases(1)).measurement())
     sections: dict[str, Callable[[Contender], None]] = {
-        "alone": lambda who: alone(who, many, results),
+        "alone": lambda who: alone(who, cases, some, results),
         "refined": lambda who: refined(who, by_recipe, results),
-        "pipeline": lambda who: pipeline(who, fewer, results),
-        "forward": lambda who: forward(who, results),
+        "pipeline": lambda who: pipeline(who, few, results),
     }
     path = None if options.quick else scan_file()
     if path is not None:
         sections["scan"] = lambda who: scan(who, path, results)
+    # Last, so that two threads on a busy machine hold up nothing.
+    sections["forward"] = lambda who: forward(who, results)
     for name, section in sections.items():
         for who in found if name in options.only else []:
             section(who)
@@ -399,6 +407,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--render", action="store_true", help="write tables and plots of kept results")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--contenders", default="network,paper,coarse,autocorrelation,random")
+    parser.add_argument("--recipes", default="", help=f"of {','.join(RECIPES)}, for the section refined")
     parser.add_argument("--again", action="store_true", help="forget kept rows of the contenders that run")
     parser.add_argument("--crystals", type=int, default=9, help="procedural crystals of each class")
     parser.add_argument("--weights", type=Path, help="the network's, instead of those that ship")
@@ -407,6 +416,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "network.json")
     options = parser.parse_args()
+    options.recipes = options.recipes or ("engine,er_hio" if options.quick else ",".join(RECIPES))
     options.only = options.only.split(",")
     unknown = [name for name in options.only if name not in SECTIONS]
     if unknown:
