@@ -29,7 +29,7 @@ RECIPES = {
 }
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 # On the real scan: the time until chi2 is under these.
-LEVELS = (0.05, 0.03, 0.02)
+LEVELS = (0.02, 0.01, 0.008)
 
 
 def middle(rows: Iterable[Row], key: str) -> float:
