@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bluesky_cdinn.forward import AXES
 from bluesky_cdinn.support import TINY, gaussian_blur, typical_amplitude
@@ -37,7 +38,9 @@ class Bending:
         """Return the bending of objects whose interior is where they are even now."""
         amplitude = density.abs()
         typical = typical_amplitude(amplitude)
-        interior = gaussian_blur(amplitude, 0.5) > cls.LEVEL * typical
+        # The blur is periodic: a margin keeps what lies at opposite sides apart.
+        blurred = gaussian_blur(pad(amplitude, (2,) * 6), 0.5)[:, 2:-2, 2:-2, 2:-2]
+        interior = blurred > cls.LEVEL * typical
         occupied = interior.any(dim=0)
         box = []
         for axis in range(3):

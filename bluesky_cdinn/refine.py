@@ -8,6 +8,8 @@ iteration, so that whoever runs it can report, draw or stop between any two, as 
         print(objects.chi2)
 
 Inside, the origin of every array is at index 0 (`forward.to_corner`), which saves four shifts an iteration.
+Steps change the objects in place. They cost two Fourier transforms and little more: what happens inside the
+support happens in its box (`support_box`), and as few passes as possible over the whole grid.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from bluesky_cdinn.bending import Bending
 from bluesky_cdinn.forward import AXES, amplitude_loss, poisson_deviance
-from bluesky_cdinn.support import TINY, below_ceiling, gaussian_blur, largest, typical_amplitude
+from bluesky_cdinn.support import TINY, below_ceiling, gaussian_blur, largest, modulus, typical_amplitude
+from bluesky_cdinn.support_box import SupportBox
 
 
 @dataclass(eq=False)
@@ -59,12 +62,19 @@ class Measurement:
         """Counts, or the estimate of them where they were not measured."""
         return self.magnitude.square() if self.filled is None else self.filled
 
-    def impose(self, field: Tensor) -> Tensor:
-        """Give a field the measured magnitudes in place, keeping its phases and what was not measured."""
-        ratio = field.real.square()
-        ratio.addcmul_(field.imag, field.imag).add_(TINY).rsqrt_().mul_(self.target)
-        if self.unfitted is not None:
-            ratio.add_(self.unfitted)
+    def impose(self, field: Tensor, starts: slice = slice(None)) -> Tensor:
+        """Give a field the measured magnitudes in place, keeping its phases and what was not measured.
+
+        ``starts`` says which it is of, where each has a measurement of its own.
+        """
+        target, unfitted = self.target, self.unfitted
+        if target.ndim > 3:
+            target, unfitted = target[starts], None if unfitted is None else unfitted[starts]
+        ratio = modulus(field)
+        if unfitted is None:
+            torch.div(target, ratio, out=ratio)
+        else:
+            torch.addcdiv(unfitted, target, ratio, out=ratio)
         return field.mul_(ratio)
 
 
@@ -114,10 +124,22 @@ def run(recipe: Iterable[Step], objects: Objects, measurement: Measurement) -> I
         yield from step(objects, measurement)
 
 
-def measured_image(density: Tensor, measurement: Measurement) -> Tensor:
+def measured_image(density: Tensor, measurement: Measurement, starts: slice = slice(None)) -> Tensor:
     """Return the nearest object that has the measured magnitudes: the projection on the data."""
     field = torch.fft.fftn(density, dim=AXES, norm="ortho")
-    return torch.fft.ifftn(measurement.impose(field), dim=AXES, norm="ortho")
+    return torch.fft.ifftn(measurement.impose(field, starts), dim=AXES, norm="ortho")
+
+
+def measured_images(density: Tensor, measurement: Measurement) -> Iterator[tuple[slice, Tensor]]:
+    """Yield which objects, and their projections on the data, until all are done.
+
+    On a CPU one object at a time: it takes the memory that the one before has left, while large batches get
+    fresh pages in each iteration, which cost as much as the transforms. On an accelerator all at once.
+    """
+    together = 1 if density.device.type == "cpu" else len(density)
+    for first in range(0, len(density), together):
+        part = slice(first, first + together)
+        yield part, measured_image(density[part], measurement, part)
 
 
 def free_chi2(density: Tensor, measurement: Measurement) -> Tensor:
@@ -148,14 +170,15 @@ class HIO:
     ceiling: float | None = None
 
     def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
-        outside = 1 - objects.support
+        density, box = objects.density, SupportBox.of(objects.support)
+        inside = box.cut(objects.support)
+        outside = 1 - inside
         for _ in range(self.iterations):
-            image = measured_image(objects.density, measurement)
-            gain = objects.support
+            # outside: density - beta * image; inside: image, under the ceiling
+            image = feed_back(density, measurement, box, 1, -self.beta)
             if self.ceiling is not None:
-                gain = gain * below_ceiling(image, objects.support, self.ceiling)
-            # inside: image, under the ceiling; outside: density - beta * image
-            objects.density.mul_(outside).add_(image.mul_(gain - self.beta * outside))
+                image.mul_(below_ceiling(image, inside, self.ceiling))
+            box.paste(box.cut(density).mul_(outside).add_(image.mul_(inside)), density)
             yield objects
 
 
@@ -167,12 +190,30 @@ class RAAR:
     beta: float = 0.9
 
     def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
-        outside = 1 - objects.support
+        density, box = objects.density, SupportBox.of(objects.support)
+        inside = box.cut(objects.support)
+        outside = 1 - inside
         for _ in range(self.iterations):
-            image = measured_image(objects.density, measurement)
-            objects.density.mul_(self.beta * outside)
-            objects.density.add_(image.mul_(objects.support + (1 - 2 * self.beta) * outside))
+            image = feed_back(density, measurement, box, self.beta, 1 - 2 * self.beta)
+            box.paste(box.cut(density).mul_(outside).add_(image.mul_(inside)), density)
             yield objects
+
+
+def feed_back(density: Tensor, measurement: Measurement, box: SupportBox, kept: float, fed: float) -> Tensor:
+    """Make a density ``kept * density + fed * image`` in place, as it is to be outside the support.
+
+    Returns
+    -------
+    image
+        In the box, (starts, *sides), as it is to be inside the support.
+    """
+    inside = density.new_empty(box.places.shape)
+    for part, image in measured_images(density, measurement):
+        inside[part] = box.cut(image)
+        if kept != 1:
+            density[part].mul_(kept)
+        density[part].add_(image, alpha=fed)
+    return inside
 
 
 @dataclass(frozen=True)
@@ -183,7 +224,8 @@ class ER:
 
     def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
         for _ in range(self.iterations):
-            objects.density = measured_image(objects.density, measurement).mul_(objects.support)
+            for part, image in measured_images(objects.density, measurement):
+                torch.mul(image, objects.support[part], out=objects.density[part])
             yield objects
 
 
@@ -214,18 +256,21 @@ class AcceleratedER:
     least: float = 0.0
 
     def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
-        current = objects.density * objects.support
-        ahead = current.clone()
+        box = SupportBox.of(objects.support)
+        inside = box.cut(objects.support)
+        current = ahead = box.cut(objects.density).mul_(inside)
+        # Zero outside the box, and stays so.
+        density = torch.zeros_like(objects.density)
         smooth = self.smoothness > 0 or self.least > 0
         bending = Bending.of(current, self.smoothness, self.least) if smooth else None
         # The inverse of the gradient's Lipschitz constant: 1 for chi2, 16 an axis for second differences.
         rate = 1.0 if bending is None else 1 / (1 + 48 * bending.weight)
         age = torch.zeros(len(current), 1, 1, 1, device=current.device)
         for _ in range(self.iterations):
-            gap = ahead - measured_image(ahead, measurement)
-            # By Parseval the distance to the measured magnitudes is that between the images.
-            objects.chi2 = squared_norm(gap)[:, 0, 0, 0] / measurement.power
-            gap.mul_(objects.support)
+            box.paste(ahead, density)
+            gap, distance = data_gap(density, measurement, box)
+            objects.chi2 = distance / measurement.power
+            gap.mul_(inside)
             if bending is not None:
                 bending.add_gradient(ahead, gap)
             following = ahead - rate * gap
@@ -234,8 +279,29 @@ class AcceleratedER:
             uphill = inner_product(gap, onward) > 0
             age = torch.where(uphill, 0.0, age + 1)
             ahead = onward.mul_(age / (age + 3)).add_(following)
-            current = objects.density = following
+            current = following
+            box.paste(current, density)
+            objects.density = density
             yield objects
+
+
+def data_gap(density: Tensor, measurement: Measurement, box: SupportBox) -> tuple[Tensor, Tensor]:
+    """Return what a density that is zero outside a box lacks to fit the data, and its squared norm.
+
+    Returns
+    -------
+    gap
+        ``density - image`` in the box, complex (starts, *sides).
+    distance
+        The sum of its squares over the whole grid, float (starts,): by Parseval that of the magnitudes.
+    """
+    gap, distances = box.cut(density), []
+    for part, image in measured_images(density, measurement):
+        gap[part] -= box.cut(image)
+        # Outside the box the gap is the image, but for its sign.
+        box.paste(gap[part], image)
+        distances.append(squared_norm(image).flatten())
+    return gap, torch.cat(distances)
 
 
 def squared_norm(values: Tensor) -> Tensor:

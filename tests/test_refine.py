@@ -186,6 +186,71 @@ def test_projections_are_their_formulas(rng, step, formula):
     assert seen == 3
 
 
+def whole_grid_acceleration(density, support, measurement, count, smoothness):
+    """AcceleratedER as its formulas say, over the whole grid and all objects at once."""
+    current = ahead = density * support
+    bending = Bending.of(current, smoothness) if smoothness else None
+    rate = 1 if bending is None else 1 / (1 + 48 * bending.weight)
+    age = torch.zeros(len(current), 1, 1, 1, dtype=support.dtype)
+    for _ in range(count):
+        gap = ahead - measured_image(ahead, measurement)
+        chi2 = gap.abs().square().sum(AXES) / measurement.power
+        gap = gap * support
+        if bending is not None:
+            bending.add_gradient(ahead, gap)
+        following = ahead - rate * gap
+        uphill = (gap.conj() * (following - current)).real.sum(AXES, keepdim=True) > 0
+        age = torch.where(uphill, 0.0, age + 1)
+        ahead = following + age / (age + 3) * (following - current)
+        current = following
+    return current, chi2
+
+
+def boxed_problem(rng):
+    """Return two crystals of different supports in the middle of the grid, and data that nothing fits."""
+    shape = (20, 22, 25)
+    crystals = [crystal_density(seed, 2.0, shape, oversampling=2 + seed) for seed in (1, 2)]
+    noise = random_object(rng, (2, *shape))
+    density = torch.from_numpy(np.stack(crystals) * (1 + 0.1 * noise))
+    support = torch.from_numpy(np.stack([abs(c) > 0.1 for c in crystals]).astype(float))
+    magnitude = np.abs(fft(crystals[0] * 5)) + rng.normal(size=shape)
+    fitted = torch.from_numpy(rng.random(shape) > 0.05)
+    measurement = Measurement(torch.from_numpy(np.maximum(magnitude, 0)), fitted)
+    return Objects(density, support, torch.zeros(2, dtype=torch.float64)), measurement
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (10, -9, 3)], ids=["middle", "edge"])
+@pytest.mark.parametrize("smoothness", [0.0, 5.0])
+def test_acceleration_in_the_box_is_that_over_the_whole_grid(rng, smoothness, place):
+    objects, measurement = boxed_problem(rng)
+    inputs = objects.density.clone(), objects.support.clone()
+    density, chi2 = whole_grid_acceleration(*inputs, measurement, 12, smoothness)
+    # Magnitudes don't tell where an object is; a step must not either.
+    objects.density, objects.support = (v.roll(place, AXES) for v in inputs)
+    finish([AcceleratedER(12, smoothness)], objects, measurement)
+    torch.testing.assert_close(objects.density.roll([-s for s in place], AXES), density, rtol=0, atol=1e-6)
+    torch.testing.assert_close(objects.chi2, chi2, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (10, -9, 3)], ids=["middle", "edge"])
+@pytest.mark.parametrize(("step", "formula"), [(HIO(8), numpy_hio), (RAAR(8), numpy_raar), (ER(8), numpy_er)])
+def test_projections_in_the_box_are_their_formulas(rng, step, formula, place):
+    objects, measurement = boxed_problem(rng)
+    objects.density, objects.support = (v.roll(place, AXES) for v in (objects.density, objects.support))
+    expected, inside = objects.density.numpy().copy(), objects.support.numpy() > 0
+    for state in step(objects, measurement):
+        expected = formula(expected, numpy_image(expected, measurement), inside, getattr(step, "beta", None))
+        np.testing.assert_allclose(state.density.numpy(), expected, atol=1e-6)
+
+
+def test_no_iterations_change_nothing(rng):
+    objects, measurement = random_problem(rng)
+    before = objects.density.clone()
+    for step in (HIO(0), RAAR(0), ER(0), AcceleratedER(0)):
+        finish([step], objects, measurement)
+    assert torch.equal(objects.density, before)
+
+
 def test_ceiling_bounds_the_amplitude_inside(rng):
     objects, measurement = random_problem(rng)
     density = objects.density.numpy().copy()
@@ -314,6 +379,19 @@ def test_a_batch_goes_as_each_start_alone():
         assert torch.equal(single.support[0], batch.support[i])
         assert quality.similarity(single.density[0].numpy(), batch.density[i].numpy()) > 1 - 1e-4
         torch.testing.assert_close(single.chi2[0], batch.chi2[i], rtol=2e-2, atol=0)
+
+
+def test_starts_may_have_a_measurement_each(rng):
+    problems = [random_problem(np.random.default_rng(seed), count=1) for seed in (1, 2)]
+    both = problems[0][0].join(problems[1][0])
+    measurements = [measurement for _, measurement in problems]
+    joined = Measurement(
+        *(torch.stack([getattr(m, name) for m in measurements]) for name in ("magnitude", "fitted"))
+    )
+    finish([HIO(3, ceiling=1.2), RAAR(3), ER(3)], both, joined)
+    for start, (objects, measurement) in enumerate(problems):
+        finish([HIO(3, ceiling=1.2), RAAR(3), ER(3)], objects, measurement)
+        torch.testing.assert_close(both.density[start], objects.density[0])
 
 
 def test_held_out_voxels_do_not_touch_the_fit():

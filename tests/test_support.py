@@ -11,6 +11,7 @@ from bluesky_cdinn.support import (
     below_ceiling,
     gaussian_blur,
     largest,
+    modulus,
     typical_amplitude,
 )
 
@@ -34,6 +35,15 @@ def test_typical_amplitude_is_the_interiors_in_any_box():
     amplitude = torch.zeros(2, 8, 9, 10)
     amplitude[0, 2:4, 2:5, 1:3] = 3.0
     torch.testing.assert_close(typical_amplitude(amplitude).flatten(), torch.tensor([3.0, 0.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_modulus_is_abs_and_never_zero(dtype):
+    values = torch.randn(3, 4, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    values[0, 0, 0] = 0
+    found = modulus(values)
+    torch.testing.assert_close(found, values.abs())
+    assert (found > 0).all()
 
 
 def test_ceiling_cuts_what_is_above_and_keeps_the_rest(rng):
