@@ -121,7 +121,7 @@ def _peak(spectrum: Tensor, wavevectors: Tensor, shift: Tensor) -> Tensor:
         bends = (value.conj() * curvature).real[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
         hessian = bends + (slope.conj()[:, :, None] * slope[:, None]).real
         # Where the peak is too flat to have a curvature of its own, the step stays small.
-        level = -torch.linalg.eigvalsh(hessian).abs().amax(-1)[:, None, None]
+        level = -torch.linalg.eigvalsh(hessian).abs().amax(-1).clamp_min(TINY)[:, None, None]
         safe = hessian + 1e-3 * level * torch.eye(3, device=shift.device)
         step = torch.linalg.solve(safe, gradient[..., None])[..., 0]
         shift = shift - step.nan_to_num().clamp(-0.5, 0.5)

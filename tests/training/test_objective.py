@@ -46,6 +46,13 @@ def test_what_diffraction_cannot_tell_costs_nothing(batch, change):
     assert error.max() < 1e-5
 
 
+def test_a_guess_of_nothing_is_compared_like_any_other(batch):
+    truth = to_corner(batch.truth)
+    target = aligned(truth, torch.zeros_like(truth))
+    assert target.isfinite().all()
+    torch.testing.assert_close(squared_error(torch.zeros_like(truth), target), torch.ones(len(truth)))
+
+
 def test_another_crystal_costs_much(batch):
     truth = to_corner(batch.truth)
     other = truth.roll(1, 0)
