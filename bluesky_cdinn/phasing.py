@@ -40,8 +40,8 @@ SMOOTHNESS = 100.0
 # A network's guess whose chi2 exceeds that of counting noise by more is not of anything that it was trained
 # on; and by how much a support may exceed the guessed one's.
 TRUSTED, ROOM_OF_GUESS = 0.1, 1.2
-# A guess is seldom wrong, so that two tell whether they agree.
-GUESSES = 2
+# How often the network is asked, each time from other random phases.
+ROUNDS = 2
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
 # crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
 # off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
@@ -117,9 +117,9 @@ def search(
     """
     measurement = problem.at(problem.levels[0])
     best, origin, guess_chi2 = None, "classical", None
-    for guesses in (GUESSES, 2 * GUESSES) if guess is not None else ():
+    for _ in range(ROUNDS if guess is not None else 0):
         assert guess is not None
-        objects = guess(measurement, min(count, guesses), generator)
+        objects = guess(measurement, count, generator)
         least = float(objects.chi2.min())
         guess_chi2 = least if guess_chi2 is None else min(least, guess_chi2)
         # So put, NaN is not trusted either.

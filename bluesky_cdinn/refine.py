@@ -205,7 +205,7 @@ def feed_back(density: Tensor, measurement: Measurement, box: SupportBox, kept: 
     Returns
     -------
     image
-        In the box, (starts, *sides), as it is to be inside the support.
+        In the box, ``(starts, *sides)``, as it is to be inside the support.
     """
     inside = density.new_empty(box.places.shape)
     for part, image in measured_images(density, measurement):
@@ -291,7 +291,7 @@ def data_gap(density: Tensor, measurement: Measurement, box: SupportBox) -> tupl
     Returns
     -------
     gap
-        ``density - image`` in the box, complex (starts, *sides).
+        ``density - image`` in the box, complex ``(starts, *sides)``.
     distance
         The sum of its squares over the whole grid, float (starts,): by Parseval that of the magnitudes.
     """
