@@ -43,7 +43,7 @@ class NetworkStart:
 
     network: nn.Module
     weights: dict[str, str]
-    headway: int = 20
+    headway: int = 60
     looks: int = 3
 
     @property

@@ -210,8 +210,10 @@ def search_recipe(room: int, effort: int = 1) -> list[Step]:
 def guess_recipe(room: int) -> list[Step]:
     """Return the steps that settle a network's guess; ``room`` is its support's largest volume, voxels."""
     steps: list[Step] = []
-    for threshold in (0.2, 0.217, 0.233, 0.25):
-        steps += [HIO(20, ceiling=CEILING), ShrinkWrap(threshold, sigma=1.0, max_voxels=room)]
+    for done in (cycle / 7 for cycle in range(8)):
+        # As wide at first as where nothing is known: a facet that the guess has a voxel off comes right.
+        wrap = ShrinkWrap(threshold=0.15 + 0.1 * done, sigma=2 - done, max_voxels=room)
+        steps += [HIO(20, ceiling=CEILING), wrap]
     return [*steps, AcceleratedER(20)]
 
 

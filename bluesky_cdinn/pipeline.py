@@ -19,7 +19,7 @@ from bluesky_cdinn.errors import IncompleteScan, MissingMetadata
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
-from bluesky_cdinn.network_start import NetworkStart, network_start
+from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, padded, pose, unpadded
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
@@ -192,7 +192,7 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> Solutio
     problem = posed.working
     with watch.stage("starts"):
         start = start_named("autocorrelation" if options.start == "network" else options.start)
-        guess = network_guess(options, posed.full.magnitude.device)
+        guess = network_guess(options, problem.levels[0], posed.full.magnitude.device)
         weights = {} if guess is None else {"weights": guess.weights}
         if not options.refine:
             objects = (guess or start)(posed.full, 1, generator)
@@ -212,15 +212,17 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> Solutio
     return Solution(objects, best, {"found_from": found.start, **weights}, found.guess_chi2)
 
 
-def network_guess(options: ReconstructionOptions, device: torch.device) -> NetworkStart | None:
-    """Return the network that options ask for, if any.
+def network_guess(
+    options: ReconstructionOptions, level: phasing.Shape, device: torch.device
+) -> NetworkStart | None:
+    """Return the network that options ask for, if any: it sees nothing on the smallest grids.
 
     Raises
     ------
     WeightsError
         It has no weights that fit.
     """
-    if options.start not in ("auto", "network"):
+    if options.start not in ("auto", "network") or min(level) < LEAST:
         return None
     if options.start == "auto" and options.weights is None and shipped_weights() is None:
         return None

@@ -16,8 +16,8 @@ class SupportBox:
     Parameters
     ----------
     places
-        Index of each of its voxels in the flattened grids, int64 ``(starts, *sides)``. Gathering by index costs
-        what slices do and, across the grid's edge, an eighth.
+        Index of each of its voxels in the flattened grids, int64 ``(starts, *sides)``. Gathering by index
+        costs what slices do and, across the grid's edge, an eighth.
     """
 
     places: Tensor
@@ -34,7 +34,7 @@ class SupportBox:
         return cls(places)
 
     def cut(self, grid: Tensor) -> Tensor:
-        """Return a copy of what lies in the box, ``(k, *sides)``, from the grids of k starts, (k, n0, n1, n2)."""
+        """Return a copy of the box, ``(k, *sides)``, from the grids of k starts, (k, n0, n1, n2)."""
         return grid.take(self.places[: len(grid)])
 
     def paste(self, box: Tensor, grid: Tensor) -> None:
