@@ -89,10 +89,9 @@ class Validation:
     def _batch(self, number: int, changes: dict[str, Any]) -> Batch:
         # Drawn on the CPU, as a GPU's random numbers are its own.
         generator = step_generator(number, 0, 0, purpose=DATA)
-        recipe, conditions = (
-            replace(base, **{key: value for key, value in changes.items() if hasattr(base, key)})
-            for base in (WHOLE, IDEAL)
-        )
+        of_crystal = {key: value for key, value in changes.items() if hasattr(WHOLE, key)}
+        recipe = replace(WHOLE, **of_crystal)
+        conditions = replace(IDEAL, **{key: value for key, value in changes.items() if key not in of_crystal})
         crystals = procedural_crystals(self.count, self.side, generator, recipe)
         return measure(crystals, self.side, generator, conditions).to(self.device)
 
