@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def cdinn(*arguments: object) -> tuple[int, dict[str, Any], str]:
     lines = done.stdout.splitlines()
     assert len(lines) <= 1, done.stdout
     return done.exit_code, json.loads(lines[0]) if lines else {}, done.stderr
+
+# Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
+HEARING = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +279,7 @@ def test_phase_refuses_before_it_computes(tmp_path: Path) -> None:
 def test_serve_until_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bluesky_cdinn.cli", "serve", "--port", "0", "--json"]
     command += ["--directory", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=HEARING) as serving:
         assert serving.stdout is not None
         answer = json.loads(serving.stdout.readline())
         assert answer["served_here"]
