@@ -39,6 +39,7 @@ def cdinn(*arguments: object) -> tuple[int, dict[str, Any], str]:
     assert len(lines) <= 1, done.stdout
     return done.exit_code, json.loads(lines[0]) if lines else {}, done.stderr
 
+
 # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
 HEARING = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
