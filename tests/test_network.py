@@ -27,6 +27,11 @@ def look(shape=(32, 32, 32), seeds=(1, 2)):
     return magnitude, torch.ones_like(magnitude, dtype=torch.bool), density, (density.abs() > 0.2).float()
 
 
+def assert_alike(first, second):
+    """Compare as wholes: where a direction is all but zero, rounding turns it."""
+    assert (first - second).norm() < 1e-3 * second.norm()
+
+
 @pytest.mark.parametrize("shape", [(32, 32, 32), (32, 40, 24), (48, 48, 48)])
 def test_a_guess_has_the_shape_of_the_measurement_and_lies_in_the_central_half(network, shape):
     with torch.no_grad():
@@ -43,7 +48,7 @@ def test_neither_scale_nor_global_phase_of_the_state_matter(network):
     with torch.no_grad():
         guess = network(magnitude, measured, density, support)
         turned = network(magnitude, measured, density * 17 * torch.exp(torch.tensor(1.3j)), support)
-    assert torch.allclose(guess, turned, atol=1e-4)
+    assert_alike(guess, turned)
 
 
 def test_each_crystal_of_a_batch_is_seen_by_itself(network):
@@ -51,7 +56,7 @@ def test_each_crystal_of_a_batch_is_seen_by_itself(network):
     with torch.no_grad():
         together = network(*arguments)
         alone = network(*(values[1:] for values in arguments))
-    assert torch.allclose(together[1:], alone, atol=1e-4)
+    assert_alike(together[1:], alone)
 
 
 def test_what_was_not_measured_is_not_looked_at(network):
