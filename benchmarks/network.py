@@ -31,8 +31,8 @@ from phasing import environment
 from bluesky_cdinn import phasing, quality
 from bluesky_cdinn.errors import WeightsError
 from bluesky_cdinn.forward import to_centre
-from bluesky_cdinn.guess import CYCLE, half_phased
-from bluesky_cdinn.network_start import ROOM, network_start, seen_shape
+from bluesky_cdinn.guess import CYCLE, half_phased, room_of
+from bluesky_cdinn.network_start import network_start, seen_shape
 from bluesky_cdinn.pipeline import reconstruct
 from bluesky_cdinn.posing import centre_peak
 from bluesky_cdinn.records import DiffractionVolume
@@ -92,8 +92,7 @@ def coarse_start(measurement: Measurement, count: int, generator: torch.Generato
     """Start as the network's start does, but for the network: phase retrieval on the grid that it sees."""
     seen = measurement_window(measurement, seen_shape(measurement))
     objects = autocorrelation_start(seen, count, generator)
-    room = max(1, int(ROOM * float(autocorrelation_support(seen.intensity).sum())))
-    objects = half_phased(objects, seen, COARSE_ITERATIONS, (room,) * count)
+    objects = half_phased(objects, seen, COARSE_ITERATIONS, room_of(objects.support))
     # What lies outside the support is feedback, not object.
     settled = Objects.start(objects.density, objects.support)
     return objects_on(settled, tuple(measurement.magnitude.shape))

@@ -11,6 +11,8 @@ from bluesky_cdinn.support import TINY, gaussian_blur, typical_amplitude
 CYCLE = 20
 # A crystal's amplitude is even; what exceeds this multiple of it is stagnation, not matter.
 CEILING = 1.15
+# Of a support over the autocorrelation's.
+ROOM = 1.3
 
 
 def half_phased(
@@ -35,6 +37,11 @@ def half_phased(
             between = [ShrinkWrap(0.15, 2.0, room)]
         advance(objects, measurement, [*between, HIO(min(CYCLE, iterations - done), ceiling=CEILING)])
     return recentred(objects)
+
+
+def room_of(support: Tensor) -> tuple[int, ...]:
+    """Return the largest volume that each start's support may grow to from the autocorrelation's, voxels."""
+    return tuple(max(1, int(ROOM * float(one.sum()))) for one in support)
 
 
 def continued(guess: Tensor, measurement: Measurement, iterations: int = CYCLE) -> Objects:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bluesky_cdinn.errors import InvalidInput, WeightsError
 from bluesky_cdinn.forward import to_centre
 from bluesky_cdinn.grid import coarse_levels
-from bluesky_cdinn.guess import CYCLE, as_objects, chi2_of, continued, half_phased
+from bluesky_cdinn.guess import CYCLE, as_objects, chi2_of, continued, half_phased, room_of
 from bluesky_cdinn.network import ARCHITECTURES, NORMALISATION, NetworkConfig, build
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.starts import autocorrelation_start
@@ -21,8 +21,6 @@ from bluesky_cdinn.windows import measurement_window, objects_on
 
 # Sides that the network can halve twice in the central half of the box; the least that training allows.
 MULTIPLE, LEAST = 8, 16
-# Of the support over the autocorrelation's.
-ROOM = 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +54,7 @@ class NetworkStart:
         """Return ``count`` guesses, each from random phases of its own; their chi2 is the guess' own."""
         seen = measurement_window(measurement, seen_shape(measurement))
         objects = autocorrelation_start(seen, count, generator)
-        room = int(ROOM * float(autocorrelation_support(seen.intensity).sum()))
-        objects = half_phased(objects, seen, self.headway, (max(1, room),) * count)
+        objects = half_phased(objects, seen, self.headway, room_of(objects.support))
         guess = self.look(objects, seen)
         for _ in range(self.looks - 1):
             guess = self.look(continued(guess, seen), seen)

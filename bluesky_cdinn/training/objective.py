@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bluesky_cdinn.forward import AXES, to_corner
-from bluesky_cdinn.guess import chi2_of, continued, half_phased
+from bluesky_cdinn.guess import chi2_of, continued, half_phased, room_of
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.support import autocorrelation_support
 from bluesky_cdinn.training.batch import Batch
@@ -14,8 +14,6 @@ HEADWAY = (10, 20, 40, 60, 100)
 ROUNDS = 2
 # Weight of the misfit to the data beside that to the object.
 PHYSICS = 0.5
-# Of the support over the autocorrelation's.
-ROOM = 1.3
 TINY = 1e-6
 # From the nearest voxel to the peak between voxels.
 NEWTON_STEPS = 3
@@ -54,14 +52,13 @@ def random_states(measurement: Measurement, generator: torch.Generator, iteratio
     """Return where phase retrieval stands after some iterations from random phases, one for each crystal."""
     magnitude = measurement.magnitude
     support = torch.stack([autocorrelation_support(one) for one in magnitude.square()]).float()
-    room = tuple(max(1, int(ROOM * float(one.sum()))) for one in support)
     device = magnitude.device
     amplitude = torch.rand(magnitude.shape, generator=generator, device=device)
     phase = 2 * torch.pi * torch.rand(magnitude.shape, generator=generator, device=device)
     objects = Objects.start(torch.polar(amplitude, phase), support)
     power = magnitude.square().sum(AXES, keepdim=True)
     objects.density *= (power / objects.density.abs().square().sum(AXES, keepdim=True)).sqrt()
-    return half_phased(objects, measurement, iterations, room)
+    return half_phased(objects, measurement, iterations, room_of(support))
 
 
 def squared_error(guess: Tensor, target: Tensor) -> Tensor:
