@@ -120,6 +120,8 @@ class RockingCurve:
         The raw run's: "success", "abort" or "fail"; "unfinished" before it stopped.
     expected_points
         How many points the plan announced, None where it did not.
+    planned_deg
+        The angles that the plan announced, in any order, float64 (angles,); None where it did not.
     metadata
         What the start document says beside (sample, operator, plan arguments, ...).
     """
@@ -134,6 +136,7 @@ class RockingCurve:
     scan_id: int | None = None
     exit_status: str = "success"
     expected_points: int | None = None
+    planned_deg: NDArray[np.float64] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -187,6 +190,38 @@ class DiffractionVolume:
                 f"angles_deg must have one angle for each of the {self.intensity.shape[0]} slices, "
                 f"got shape {self.angles_deg.shape}"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class PartialResult:
+    """What is known of a crystal while its scan still runs.
+
+    Parameters
+    ----------
+    points
+        Frames that it rests on.
+    fraction
+        Share of the planned rocking range that they cover, 0 to 1; NaN where nothing was announced.
+    amplitude, phase
+        Slices through the object's centre across each of its axes in turn, float32 (3, side, side), of one
+        shape throughout a scan: a preview. Phase in rad, zero outside the support.
+    chi2, free_llk, confidence, seconds
+        As in `Reconstruction`, of what has been measured.
+    scalars
+        Other numbers: ``agreement``, ``phase_spread_rad``, ``change`` and ``change_rad`` (to the update
+        before: 1 - complex correlation, and the rms phase difference), ``size_nm``, ``strain_rms``, ...;
+        a number that couldn't be computed is absent.
+    """
+
+    points: int
+    fraction: float
+    amplitude: NDArray[np.float32]
+    phase: NDArray[np.float32]
+    chi2: float = float("nan")
+    free_llk: float = float("nan")
+    confidence: float = 0.0
+    seconds: float = float("nan")
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,8 @@ class LiveReconstruction:
         None takes the catalog's, or reads them.
     worker
         Where the compute runs; None makes one.
+    accept
+        Asked with each rocking scan's start document whether it is to be reconstructed here; None takes all.
 
     Notes
     -----
@@ -51,12 +53,15 @@ class LiveReconstruction:
         catalog: Catalog | None = None,
         settings: Settings | None = None,
         worker: ReconstructionWorker | None = None,
+        *,
+        accept: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         if settings is None:
             settings = catalog.settings if catalog is not None else Settings()
         self.settings = settings
         self.catalog = catalog if catalog is not None else connect(settings)
         self.worker = worker or ReconstructionWorker(settings.worker, settings.reconstruction)
+        self._accept = accept
         self._owns = (worker is None, catalog is None)
         self._results: OrderedDict[str, Future[ReconstructionSummary]] = OrderedDict()
         self._lock = threading.Lock()
@@ -136,7 +141,7 @@ class LiveReconstruction:
         self.close()
 
     def _open(self, start: Mapping[str, Any]) -> Callable[[str, Mapping[str, Any]], None] | None:
-        if not is_rocking_curve(start):
+        if not is_rocking_curve(start) or (self._accept is not None and not self._accept(start)):
             return None
         scan = Scan(dict(start), RockingCurveAssembler(self.settings.cdi))
         with self._lock:
