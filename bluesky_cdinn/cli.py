@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from bluesky_cdinn import cli_backfill, cli_training
 from bluesky_cdinn import cli_options as options
-from bluesky_cdinn import cli_training
 from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import require_writable
@@ -269,6 +269,7 @@ def doctor(directory: Directory = None, as_json: AsJson = False) -> None:
 
 
 app.add_typer(cli_training.app)
+app.add_typer(cli_backfill.app)
 
 if __name__ == "__main__":
     app()

@@ -6,7 +6,6 @@ They are mounted beside the others (`cli`), and import what computes only when t
 import itertools
 import json
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from bluesky_cdinn.documents import plain
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import require_writable
 from bluesky_cdinn.records import Progress
-from bluesky_cdinn.terminal import answering, progress_bars
+from bluesky_cdinn.terminal import answering, progress_bars, stop_request
 
 app = typer.Typer()
 
@@ -155,29 +154,6 @@ def evaluate(
         answer |= {"weights": str(weights), "figures": summary(rows)}
         if not as_json:
             print(table(rows))
-
-
-@contextmanager
-def stop_request() -> Iterator[list[int]]:
-    """Give a list that Ctrl-C, or a scheduler's SIGTERM, puts its signal into instead of killing.
-
-    A second one kills as ever.
-    """
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -73,6 +74,29 @@ def _mover(bars: ProgressBars, task: TaskID) -> Callable[[Progress], None]:
         bars.update(task, completed=progress.fraction, description=progress.stage, chi2=chi2)
 
     return move
+
+
+@contextmanager
+def stop_request() -> Iterator[list[int]]:
+    """Give a list that Ctrl-C, or a scheduler's SIGTERM, puts its signal into instead of killing.
+
+    A second one kills as ever.
+    """
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def table(*headings: str) -> Table:
