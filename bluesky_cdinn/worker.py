@@ -5,18 +5,25 @@ fault ends the child only, and its job is sent to a fresh one.
 """
 
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Self
+from itertools import count
+from typing import Any, Self
 
-from bluesky_cdinn.records import Reconstruction, RockingCurve
+from bluesky_cdinn.jobs import Curve, Job, ProgressCallback
+from bluesky_cdinn.records import PartialResult, Reconstruction
 from bluesky_cdinn.settings import ReconstructionOptions, WorkerSettings
-from bluesky_cdinn.worker_loop import JobLoop, ProgressCallback
+from bluesky_cdinn.worker_loop import JobLoop
+
+__all__ = ["ENTRY", "ProgressCallback", "ReconstructionWorker"]
 
 ENTRY = "bluesky_cdinn.pipeline:reconstruct_curve"
 
 
 class ReconstructionWorker:
     """Reconstructs rocking curves in a child process, one at a time, in the order of submission.
+
+    In between it looks at scans that still run, where its entry can: see `update`.
 
     Nothing is started before the first job, or `start`. The child ends with `close`, with this object, or
     with this process, however that ends.
@@ -28,7 +35,9 @@ class ReconstructionWorker:
     options
         Used for jobs that come without options of their own.
     entry
-        "module:function", called in the child as ``function(curve, options, progress=, cancelled=)``.
+        "module:function", called in the child as ``function(curve, options, progress=, cancelled=)``; or
+        "module:class", made once in the child and called so, which gives a `PartialResult` for a curve whose
+        ``exit_status`` is "unfinished".
     """
 
     def __init__(
@@ -38,7 +47,9 @@ class ReconstructionWorker:
         *,
         entry: str = ENTRY,
     ) -> None:
-        self._jobs = JobLoop(settings or WorkerSettings(), options or ReconstructionOptions(), entry)
+        self._options = options or ReconstructionOptions()
+        self._numbers = count(1)
+        self._jobs = JobLoop(settings or WorkerSettings(), entry, self._options.threads)
         # The loop's thread holds the loop but not this object, so that forgetting this object ends both.
         self._finalizer = weakref.finalize(self, self._jobs.close)
 
@@ -48,7 +59,7 @@ class ReconstructionWorker:
 
     def submit(
         self,
-        curve: RockingCurve,
+        curve: Curve,
         options: ReconstructionOptions | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> Future[Reconstruction]:
@@ -57,7 +68,9 @@ class ReconstructionWorker:
         Parameters
         ----------
         curve
-            Its arrays must not change afterwards: they are sent later, from another thread.
+            A `RockingCurve`, or a `bluesky_cdinn.growing.CurveInPieces`, of whose frames only those are sent
+            that no `update` has sent. Its arrays must not change afterwards: they are sent later, from
+            another thread.
         options
             None takes the worker's own.
         on_progress
@@ -75,7 +88,43 @@ class ReconstructionWorker:
         ReconstructionFailed
             As many jobs wait as `WorkerSettings.max_pending` allows, or the worker is closed.
         """
-        return self._jobs.submit(curve, options, on_progress)
+        return self._submit(lambda: curve, options, on_progress)
+
+    def update(
+        self,
+        raw_uid: str,
+        curve: Callable[[], Curve],
+        options: ReconstructionOptions | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> Future[PartialResult]:
+        """Have a scan that still runs looked at, once nothing that has ended waits; returns at once.
+
+        Parameters
+        ----------
+        raw_uid
+            Of the scan. An update of it that waits gives way to this one; one that runs goes on.
+        curve
+            Called in the worker's thread when the turn has come, so that what it gives is the newest.
+            Frames of a `CurveInPieces` that the child has are not sent again.
+        options, on_progress
+            As for `submit`.
+
+        Returns
+        -------
+        Future
+            Cancelled when a scan that has ended is submitted meanwhile. Its exception is a `CdinnError`, as
+            for `submit`, or what `curve` raised; nothing is tried twice.
+
+        Raises
+        ------
+        ReconstructionFailed
+            The worker is closed.
+        """
+        return self._submit(curve, options, on_progress, raw_uid)
+
+    def forget(self, raw_uid: str) -> None:
+        """Let go of the frames that are kept for a scan's next update: there will be none."""
+        self._jobs.forget(raw_uid)
 
     @staticmethod
     def cancel(future: Future[Reconstruction]) -> bool:
@@ -84,8 +133,13 @@ class ReconstructionWorker:
 
     @property
     def pending(self) -> int:
-        """Jobs that wait, the running one not counted."""
+        """Scans that have ended and wait, the running job not counted."""
         return self._jobs.pending
+
+    @property
+    def follows(self) -> bool | None:
+        """Whether `update` is of use: the entry is a class. None while the child isn't there to say so."""
+        return self._jobs.follows
 
     @property
     def pid(self) -> int | None:
@@ -101,3 +155,14 @@ class ReconstructionWorker:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _submit(
+        self,
+        curve: Callable[[], Curve],
+        options: ReconstructionOptions | None,
+        on_progress: ProgressCallback | None,
+        update_of: str | None = None,
+    ) -> Future[Any]:
+        job = Job(next(self._numbers), curve, options or self._options, on_progress, update_of)
+        self._jobs.submit(job)
+        return job.future

@@ -1,8 +1,10 @@
 """The worker's child process: `python -m bluesky_cdinn.worker_main`, started by `bluesky_cdinn.worker`.
 
 It reads jobs from the socket whose descriptor it is given and answers each with progress and one result or
-one error. Standard input is its leash: a job's number on a line cancels that job, end of file means that the
-parent is gone. It may crash or be killed at any time; the parent sends the job to a fresh one.
+one error. What does a job is ``entry(curve, options, progress=, cancelled=)``; an entry that is a class is
+made once, and may keep what it likes from one update of a running scan to the next. Standard input is the
+leash: a job's number on a line cancels that job, end of file means that the parent is gone. This process may
+crash or be killed at any time; the parent sends the job to a fresh one.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from typing import Any
 
 from bluesky_cdinn.channel import receive, send
 from bluesky_cdinn.errors import CdinnError
-from bluesky_cdinn.records import Progress
+from bluesky_cdinn.growing import HeldScans
+from bluesky_cdinn.records import Progress, RockingCurve
 
 NICENESS = 5
 _ORPHAN_CHECK_S = 2.0
@@ -36,28 +39,35 @@ def main() -> None:
     channel = socket.socket(fileno=arguments.channel)
     cancelled: set[int] = set()
     threading.Thread(target=_heed_parent, args=(cancelled, os.getppid()), daemon=True).start()
-    entry = _load(arguments.entry)
+    entry, follows = _load(arguments.entry)
     _warm_up()
-    send(channel, ("ready", os.getpid()))
+    send(channel, ("ready", follows))
+    held = HeldScans()
     while True:
         try:
-            job = receive(channel)
+            number, increment, options = receive(channel)
         except (EOFError, OSError):
             return
-        if not _answer(channel, entry, job, cancelled):
+        curve = held.curve(increment)
+        del increment
+        if not _answer(channel, entry, (number, curve, options), cancelled):
             return
+        # What was measured must not wait in memory for the next job.
+        del curve
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket to the parent")
-    parser.add_argument("--entry", required=True, help="module:function that does a job")
+    parser.add_argument("--entry", required=True, help="module:function or module:class that does a job")
     return parser.parse_args()
 
 
-def _load(entry: str) -> Callable[..., Any]:
-    module, _, function = entry.partition(":")
-    return getattr(importlib.import_module(module), function)
+def _load(entry: str) -> tuple[Callable[..., Any], bool]:
+    """Return what does a job, and whether it follows scans that still run."""
+    module, _, name = entry.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    return (found(), True) if isinstance(found, type) else (found, False)
 
 
 def _warm_up() -> None:
@@ -83,7 +93,9 @@ def _heed_parent(cancelled: set[int], parent: int) -> None:
             cancelled.update(int(number) for number in lines.split())
 
 
-def _answer(channel: socket.socket, entry: Callable[..., Any], job: Any, cancelled: set[int]) -> bool:
+def _answer(
+    channel: socket.socket, entry: Callable[..., Any], job: tuple[int, RockingCurve, Any], cancelled: set[int]
+) -> bool:
     """Do one job; False when this process should not be trusted with another."""
     number, curve, options = job
     if torch := sys.modules.get("torch"):

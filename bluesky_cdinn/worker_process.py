@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bluesky_cdinn.channel import receive, send
+from bluesky_cdinn.growing import SentScans
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,23 @@ class WorkerProcess:
     Parameters
     ----------
     entry
-        "module:function" that does a job.
+        "module:function" or "module:class" that does a job.
     threads
         For the numerical libraries, which read it once, when they load.
+
+    Attributes
+    ----------
+    sent
+        What the process was sent of running scans.
+    follows
+        Whether the entry is a class, which follows running scans; None until the process is warm.
     """
 
     def __init__(self, entry: str, threads: int) -> None:
         self._channel, theirs = socket.socketpair()
         self._warm = False
+        self.sent = SentScans()
+        self.follows: bool | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         with theirs:
             # -P: a file beside the user's script must not stand in for a module of the worker.
@@ -74,7 +84,7 @@ class WorkerProcess:
         """
         if not self._warm:
             with self.deadline(START_TIMEOUT_S):
-                receive(self._channel)
+                _, self.follows = receive(self._channel)
             self._warm = True
 
     def send(self, message: Any) -> None:

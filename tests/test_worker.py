@@ -7,18 +7,23 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import psutil
 import pytest
 
 from bluesky_cdinn.errors import Cancelled, IncompleteScan, ReconstructionFailed, WorkerDied
+from bluesky_cdinn.growing import CurveInPieces
 from bluesky_cdinn.records import RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions, WorkerSettings
 from bluesky_cdinn.worker import ReconstructionWorker
+from bluesky_cdinn.worker_process import WorkerProcess
 
 ENTRY = "worker_jobs:job"
+FRAMES = [np.full((4, 5), point, np.uint16) for point in range(10)]
 
 
 def curve(do="sum", frames=None, **metadata):
@@ -259,3 +264,161 @@ def test_an_unguarded_script_and_a_torch_free_parent(jobs_on_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["8.0", "False"], done.stderr
+
+
+def running(points, uid="raw", frames=None, update="sum", **metadata):
+    """Give what a scan has measured so far, as the live callback does: frames one by one."""
+    frames = FRAMES if frames is None else frames
+    rest = {
+        "angles_deg": np.arange(float(points)),
+        "raw_uid": uid,
+        "exit_status": "unfinished",
+        "metadata": {"update": update, **metadata},
+    }
+    return lambda: CurveInPieces(tuple(frames[:points]), rest)
+
+
+def ended(points, uid="raw", frames=None, **metadata):
+    pieces = running(points, uid, frames, **metadata)()
+    return replace(pieces, rest={**pieces.rest, "exit_status": "success"})
+
+
+@pytest.fixture
+def follower(jobs_on_path):
+    settings = WorkerSettings(timeout_s=60, max_pending=4)
+    with ReconstructionWorker(settings, entry="worker_jobs:Follower") as worker:
+        yield worker
+
+
+def test_a_running_scan_is_followed_by_one_object_and_sent_once(follower, monkeypatch):
+    passed = []
+    send = WorkerProcess.send
+    monkeypatch.setattr(WorkerProcess, "send", lambda self, job: (passed.append(job[1]), send(self, job)))
+    for points in (3, 5, 8):
+        update = follower.update("raw", running(points)).result(60)
+        assert (update.points, update.scalars["total"]) == (points, sum(f.sum() for f in FRAMES[:points]))
+    result = follower.submit(ended(9)).result(60)
+    assert result.scalars["updates"] == 3
+    assert result.scalars["total"] == sum(f.sum() for f in FRAMES[:9])
+    assert [len(increment.frames) for increment in passed] == [3, 2, 3, 1]
+    assert follower.follows
+
+
+def test_an_update_of_a_large_scan_sends_what_is_new(follower):
+    frames = [np.ones((512, 512), np.uint16) for _ in range(200)]
+    first = follower.update("raw", running(199, frames=frames)).result(60)
+    began = time.perf_counter()
+    second = follower.update("raw", running(200, frames=frames)).result(60)
+    assert second.scalars["total"] == 200 * 512 * 512
+    # Room for twice as many frames isn't taken before it is needed.
+    assert second.scalars["rss"] - first.scalars["rss"] < 20e6
+    assert time.perf_counter() - began < 2.0
+
+
+def test_scans_that_have_ended_go_first_and_only_the_newest_update_is_computed(follower):
+    reached = threading.Event()
+    blocking = follower.submit(ended(3, "first", do="wait"), on_progress=lambda _: reached.set())
+    assert reached.wait(60)
+    looks = []
+    stale = follower.update("second", lambda: looks.append("stale"))
+    points = [3]
+    newest = follower.update("second", lambda: running(points[0], "second")())
+    order = []
+    newest.add_done_callback(lambda _: order.append("update"))
+    later = follower.submit(ended(3, "third"))
+    later.add_done_callback(lambda _: order.append("ended"))
+    points[0] = 7
+    assert stale.cancelled()
+    assert follower.pending == 1
+    assert blocking.cancel()
+    assert newest.result(60).points == 7
+    assert order == ["ended", "update"]
+    assert not looks
+
+
+@pytest.mark.parametrize("update", ["wait", "hang"])
+def test_an_update_makes_way_for_a_scan_that_has_ended(follower, update):
+    reached = threading.Event()
+    going = follower.update("raw", running(4, update=update), on_progress=lambda _: reached.set())
+    assert reached.wait(60)
+    pid = follower.pid
+    result = follower.submit(ended(5)).result(60)
+    assert going.cancelled()
+    assert result.scalars["total"] == sum(f.sum() for f in FRAMES[:5])
+    assert (result.scalars["pid"] == pid) is (update == "wait")
+
+
+def test_a_scan_that_ends_while_the_child_warms_up_does_not_have_it_killed(follower):
+    update = follower.update("raw", running(4))
+    while follower.pid is None:
+        time.sleep(0.01)
+    result = follower.submit(ended(5)).result(60)
+    assert update.cancelled()
+    assert result.scalars["pid"] == follower.pid
+
+
+def test_a_death_in_an_update_costs_that_update_only(follower, tmp_path):
+    first = follower.update("raw", running(4)).result(60)
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        follower.update("raw", running(5, update="die always", marker=str(tmp_path / "m"))).result(60)
+    again = follower.update("raw", running(6)).result(60)
+    assert again.scalars["pid"] != first.scalars["pid"]
+    assert (again.points, again.scalars["total"]) == (6, sum(f.sum() for f in FRAMES[:6]))
+    assert again.scalars["updates"] == 1
+
+
+def test_a_scan_whose_worker_died_at_its_end_is_sent_whole_again(follower, tmp_path):
+    follower.update("raw", running(4)).result(60)
+    result = follower.submit(ended(5, do="die once", marker=str(tmp_path / "m"))).result(60)
+    assert result.scalars["total"] == sum(f.sum() for f in FRAMES[:5])
+    assert result.scalars["updates"] == 0
+
+
+def test_what_goes_wrong_with_an_update_harms_nothing_else(follower):
+    def unlucky():
+        raise ZeroDivisionError("while the curve was put together")
+
+    def early():
+        raise IncompleteScan("needs 3 points")
+
+    pid = follower.submit(curve()).result(60).scalars["pid"]
+    with pytest.raises(ReconstructionFailed, match="ZeroDivisionError: while"):
+        follower.update("raw", unlucky).result(60)
+    with pytest.raises(IncompleteScan, match="3 points"):
+        follower.update("raw", early).result(60)
+    with pytest.raises(IncompleteScan, match="at least 9"):
+        follower.update("raw", running(4, update="reject")).result(60)
+    assert follower.submit(ended(5)).result(60).scalars["pid"] == pid
+
+
+def test_a_function_follows_no_scan(worker):
+    assert worker.follows is None
+    with pytest.raises(ReconstructionFailed, match="follows no running scan"):
+        worker.update("raw", running(4)).result(60)
+    assert worker.follows is False
+    assert worker.submit(curve()).result(60).scalars["total"] == 60
+
+
+def test_close_ends_updates_too(follower):
+    reached = threading.Event()
+    going = follower.update("one", running(4, "one", update="hang"), on_progress=lambda _: reached.set())
+    waiting = follower.update("two", running(4, "two"))
+    assert reached.wait(60)
+    follower.close()
+    for future in (going, waiting):
+        with pytest.raises(Cancelled, match="closed"):
+            future.result(10)
+    with pytest.raises(ReconstructionFailed, match="closed"):
+        follower.update("one", running(4))
+
+
+def test_a_result_that_is_kept_keeps_no_frames(follower):
+    frames = [np.ones((8, 8)) for _ in range(3)]
+    gone = weakref.ref(frames[0])
+    future = follower.submit(ended(3, frames=frames))
+    future.result(60)
+    follower.forget("raw")
+    follower.submit(curve()).result(60)
+    del frames
+    gc.collect()
+    assert gone() is None
