@@ -77,6 +77,47 @@ class WorkerSettings(_Section):
     attempts: int = Field(default=2, ge=1, description="How often a job is tried whose worker died.")
 
 
+class RemoteSettings(_Section):
+    """Reconstruction by workers elsewhere: where documents go, and how workers share the scans."""
+
+    publish: str = Field(
+        default="tcp://127.0.0.1:5577",
+        description="Where a session sends documents: the 0MQ proxy's in-address, or kafka://host:port/topic.",
+    )
+    follow: str = Field(
+        default="tcp://127.0.0.1:5578",
+        description="Where workers get them: the proxy's out-address, or kafka://host:port/topic.",
+    )
+    allow_network: bool = Field(
+        default=False, description="Let addresses lead to other machines; the network must be your own."
+    )
+    kafka: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="More for Kafka's client; passwords by the environment."
+    )
+    paths: dict[str, str] = Field(
+        default_factory=dict, description='Where a worker finds detector files: {"/ioc/data" = "/mnt/data"}.'
+    )
+    claims: str = Field(default="claims", description="Container in Tiled that says who does which scan.")
+    workers: str = Field(default="workers", description="Container in Tiled with each worker's heartbeat.")
+    heartbeat_s: float = Field(default=2.0, gt=0, description="Seconds between heartbeats.")
+    silent_s: float = Field(
+        default=30.0, gt=0, description="A worker whose heart is silent for so long has died; others take over."
+    )
+    sweep_s: float = Field(
+        default=10.0, gt=0, description="Seconds between looks at Tiled for scans that nobody has done."
+    )
+    look_back_s: float = Field(
+        default=3600.0, ge=0, description="Scans that began so long before the worker are looked at too."
+    )
+    stop_s: float = Field(
+        default=60.0, ge=0, description="A worker told to stop goes on so long with what it has begun."
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Serve Prometheus metrics there; None: don't; 0: any free."
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="The metrics' address.")
+
+
 class Settings(BaseSettings):
     """Settings of the whole package.
 
@@ -94,6 +135,7 @@ class Settings(BaseSettings):
     tiled: TiledSettings = TiledSettings()
     worker: WorkerSettings = WorkerSettings()
     reconstruction: ReconstructionOptions = ReconstructionOptions()
+    remote: RemoteSettings = RemoteSettings()
     cdi: dict[str, Any] = Field(default_factory=dict)
     spool: Path = Field(default=Path(".cdinn/spool"), description="Results wait here while Tiled is away.")
 

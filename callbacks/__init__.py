@@ -1,6 +1,7 @@
 """Documents in: assemble them, hand the scan over, publish the crystal."""
 
 from bluesky_cdinn.callbacks._assembler import RockingCurveAssembler, is_rocking_curve
+from bluesky_cdinn.callbacks._broadcast import DocumentBroadcast
 from bluesky_cdinn.callbacks._live import LiveReconstruction
 from bluesky_cdinn.callbacks._router import RunRouter
 from bluesky_cdinn.callbacks._session import default_live, set_default_live
@@ -8,6 +9,7 @@ from bluesky_cdinn.callbacks._stored import stored_curve
 from bluesky_cdinn.summary import ReconstructionSummary
 
 __all__ = [
+    "DocumentBroadcast",
     "LiveReconstruction",
     "ReconstructionSummary",
     "RockingCurveAssembler",
