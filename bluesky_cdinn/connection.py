@@ -2,11 +2,13 @@
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 from tiled.client import from_profile, from_uri
 from tiled.client.context import CannotPrompt
+from tiled.client.utils import ClientError
 from tiled.profiles import ProfileNotFound
 from tiled.structures.core import Spec
 
@@ -37,22 +39,36 @@ class Connection:
     def answers(self) -> bool:
         """Whether the server is there; False before the first connection."""
         address = self._address
-        return address is not None and address.answers()
+        if address is None:
+            return False
+        return address.lets_in() if self._embedded is not None else address.answers()
 
     def container(self, kind: Kind) -> Any:
-        """Return the client of one kind of runs, its container made if there is none."""
+        """Return the client of one kind of runs, its container made if there is none.
+
+        Raises
+        ------
+        StoreUnavailable
+            Tiled can't be reached, or doesn't give the container.
+        """
+        return self.folder(getattr(self._settings, kind), Spec("CatalogOfBlueskyRuns", "3.0"))
+
+    def folder(self, path: str, *specs: Spec) -> Any:
+        """Return the client of any container, made with these specs if there is none.
+
+        Raises
+        ------
+        StoreUnavailable
+            Tiled can't be reached, or doesn't give the container.
+        """
         with self._lock:
             node = self._connect()
-            parts = getattr(self._settings, kind).split("/")
-            for depth, part in enumerate(parts, start=1):
-                if part not in node:
-                    last = depth == len(parts)
-                    specs = [Spec("CatalogOfBlueskyRuns", "3.0")] if last else []
-                    # Another process may just have made it.
-                    with contextlib.suppress(httpx.HTTPStatusError):
-                        node.create_container(part, specs=specs)
-                node = node[part]
-            return node
+            try:
+                return _made(node, path.split("/"), specs)
+            except (httpx.HTTPError, LookupError, ValueError) as error:
+                raise StoreUnavailable(
+                    f"Tiled at {self._name()} doesn't give the container {path!r}: {error}"
+                ) from error
 
     def close(self) -> None:
         """Forget the client, and stop the embedded server if this process started it."""
@@ -92,3 +108,13 @@ class Connection:
 
     def _name(self) -> str:
         return str(self._settings.uri or self._settings.profile or self._settings.directory)
+
+
+def _made(node: Any, parts: Sequence[str], specs: Sequence[Spec]) -> Any:
+    for depth, part in enumerate(parts, start=1):
+        if part not in node:
+            # Another process may just have made it.
+            with contextlib.suppress(ClientError):
+                node.create_container(part, specs=list(specs) if depth == len(parts) else [])
+        node = node[part]
+    return node

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.writing.tiled_writer import BATCH_SIZE, MAX_ARRAY_SIZE
@@ -30,6 +32,9 @@ from bluesky_cdinn.spool import (
 logger = logging.getLogger(__name__)
 
 RETRY_S = 5.0
+PATIENCE_S = 300.0
+"""A run that Tiled couldn't take for so long lets the next ones go first."""
+
 _ATTEMPTS = 3
 _BATCH_BYTES = 16_000_000
 _CLOSE_TIMEOUT_S = 60.0
@@ -52,7 +57,8 @@ class Delivery:
         self._spool = spool
         self._container = container
         self._answers = answers
-        self._failures: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self._troubled: dict[str, float] = {}
         self._away = False
         self._connect = False
         self._held: list[HeldRun] = []
@@ -107,9 +113,7 @@ class Delivery:
             with sole_delivery(self._spool) as mine:
                 if mine:
                     recover_abandoned(self._spool)
-                for run in self.waiting() if mine else list(self._held):
-                    if not self._deliver(run):
-                        break
+                self._deliver_all(self.waiting() if mine else list(self._held))
         return len(self.waiting())
 
     def close(self) -> None:
@@ -126,34 +130,71 @@ class Delivery:
                 self._spool,
             )
 
-    def _deliver(self, run: SpooledRun | HeldRun) -> bool:
-        """Deliver one run; False when there is no use in trying the next."""
+    def _deliver_all(self, runs: Iterable[SpooledRun | HeldRun]) -> None:
+        """Deliver runs in order, up to the first one that is to be waited for."""
+        passed_over: list[SpooledRun | HeldRun] = []
+        for run in runs:
+            try:
+                delivered = self._deliver(run)
+            except StoreUnavailable as error:
+                if not self._away:
+                    logger.warning("%s; runs wait in %s", error, self._spool)
+                self._away = True
+                return
+            if delivered:
+                # Tiled works, so that it is these runs that it can't take.
+                while passed_over:
+                    self._put_aside(passed_over.pop(), f"for {PATIENCE_S:g} s, and took the next one")
+            elif delivered is None:
+                passed_over.append(run)
+            else:
+                return
+
+    def _deliver(self, run: SpooledRun | HeldRun) -> bool | None:
+        """Deliver one run; False when it is to be waited for, None when the next may go first."""
         try:
             deliver(self._container(run.kind), run.uid, run.documents(), every_array=run.kind == "processed")
-        except StoreUnavailable as error:
-            if not self._away:
-                logger.warning("%s; runs wait in %s", error, self._spool)
-            self._away = True
-            return False
-        except Exception:
-            logger.exception("%s run %s could not be delivered to Tiled", run.kind, run.uid)
-            return self._put_off(run)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            return self._put_off(run, error)
         if self._away:
             logger.info("Tiled is back; runs from %s are delivered", self._spool)
         self._away = False
+        self._troubled.pop(run.uid, None)
         run.remove()
         return True
 
-    def _put_off(self, run: SpooledRun | HeldRun) -> bool:
-        if not self._answers():
+    def _put_off(self, run: SpooledRun | HeldRun, error: Exception) -> bool | None:
+        first = run.uid not in self._troubled and run.uid not in self._refusals
+        if first:
+            logger.error("%s run %s could not be delivered to Tiled", run.kind, run.uid, exc_info=error)
+        if may_pass(error):
+            since = self._troubled.setdefault(run.uid, time.monotonic())
+            return None if time.monotonic() - since > PATIENCE_S and self._answers() else False
+        self._refusals[run.uid] += 1
+        if self._refusals[run.uid] < _ATTEMPTS:
             return False
-        # Tiled is there, so it is this run that it can't take: the others must not wait for ever.
-        self._failures[run.uid] += 1
-        if self._failures[run.uid] >= _ATTEMPTS:
-            logger.error("Tiled refused run %s %d times; it is put aside", run.uid, _ATTEMPTS)
-            run.reject()
-            return True
-        return False
+        self._put_aside(run, f"{_ATTEMPTS} times")
+        return None
+
+    def _put_aside(self, run: SpooledRun | HeldRun, refused: str) -> None:
+        logger.error("Tiled refused run %s %s; it is put aside", run.uid, refused)
+        self._troubled.pop(run.uid, None)
+        self._refusals.pop(run.uid, None)
+        run.reject()
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a failed delivery may be Tiled's own trouble, and not the run's.
+
+    It is where Tiled, the network or this machine broke down, or nobody is let in; not where Tiled said what
+    is wrong with the run, or the run could not even be read.
+    """
+    if isinstance(error, httpx.HTTPStatusError):
+        code = error.response.status_code
+        return code >= 500 or code in (401, 403, 404, 408, 409, 429)
+    return isinstance(error, httpx.HTTPError | OSError) and not isinstance(error, FileNotFoundError)
 
 
 def deliver(container: Any, uid: str, documents: Iterable[Document], *, every_array: bool) -> None:

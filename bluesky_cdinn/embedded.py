@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -46,15 +47,25 @@ class Address:
     api_key: str | None = field(default=None, repr=False)
 
     def answers(self, timeout_s: float = 2.0) -> bool:
-        """Whether the server is there now."""
+        """Whether a Tiled server is there now."""
+        return "api_version" in self._ask("/", timeout_s)
+
+    def lets_in(self, timeout_s: float = 2.0) -> bool:
+        """Whether the server that is there now is the one that the key is for."""
+        return "data" in self._ask("/metadata/", timeout_s)
+
+    def _ask(self, path: str, timeout_s: float) -> Mapping[str, Any]:
+        """Return what the server says; nothing where it is down, refuses, or is no Tiled server."""
         headers = {"Authorization": f"Apikey {self.api_key}"} if self.api_key else {}
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx.HTTPError, ValueError):
             # Setting up TLS takes longer than asking.
             secure = self.uri.startswith("https:")
             with httpx.Client(trust_env=not self.is_local, timeout=timeout_s, verify=secure) as client:
                 root = self.uri.split("/api/v1")[0].rstrip("/")
-                return client.get(f"{root}/api/v1/", headers=headers).status_code < 500
-        return False
+                said = client.get(f"{root}/api/v1{path}", headers=headers)
+                if said.is_success and isinstance(content := said.json(), Mapping):
+                    return content
+        return {}
 
     @property
     def is_local(self) -> bool:
@@ -96,7 +107,8 @@ class EmbeddedServer:
             started = False
             while time.monotonic() < deadline:
                 found = self._published()
-                if found is not None and found.answers():
+                # What a dead server left may lead to a stranger who was given its port.
+                if found is not None and found.lets_in():
                     return found
                 if not self._is_running():
                     code = self._owned.pop().returncode if self._owned else None
