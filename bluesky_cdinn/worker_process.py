@@ -45,6 +45,7 @@ class WorkerProcess:
     def __init__(self, entry: str, threads: int) -> None:
         self._channel, theirs = socket.socketpair()
         self._warm = False
+        self._came_too_late = False
         self.sent = SentScans()
         self.follows: bool | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -83,8 +84,11 @@ class WorkerProcess:
             It died, or didn't come up in time and was killed.
         """
         if not self._warm:
-            with self.deadline(START_TIMEOUT_S):
-                _, self.follows = receive(self._channel)
+            with self.deadline(START_TIMEOUT_S) as expired:
+                try:
+                    _, self.follows = receive(self._channel)
+                finally:
+                    self._came_too_late = expired.is_set()
             self._warm = True
 
     def send(self, message: Any) -> None:
@@ -143,6 +147,8 @@ class WorkerProcess:
         code = self._process.poll()
         if code is None:
             ending = "closed its channel without ending"
+        elif self._came_too_late:
+            ending = f"was not ready within {START_TIMEOUT_S:g} s and was killed"
         elif code < 0:
             ending = f"was killed by {signal.Signals(-code).name}"
             ending += " (often: out of memory)" if -code == signal.SIGKILL else ""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bluesky_cdinn.settings import WorkerSettings
+from bluesky_cdinn.catalog import Catalog
+from bluesky_cdinn.settings import Settings, TiledSettings, WorkerSettings
 from bluesky_cdinn.worker import ReconstructionWorker
 
 
@@ -22,3 +23,11 @@ def make_worker(jobs_on_path, monkeypatch):
     yield make
     for worker in made:
         worker.close()
+
+
+@pytest.fixture
+def quiet_catalog(tmp_path):
+    """Open a catalog whose Tiled is away: what it is given stays in the spool."""
+    tiled = TiledSettings(uri="http://127.0.0.1:9", api_key="none")
+    with Catalog(Settings(tiled=tiled, spool=tmp_path / "spool")) as catalog:
+        yield catalog

@@ -95,3 +95,15 @@ def short_of_memory(curve, options, *, progress, cancelled):
     most = pages * resource.getpagesize() + int(curve.metadata["spare"])
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
     return within_memory(lambda less: reconstruct(volume, less), options)
+
+
+def always_die(curve, options, *, progress, cancelled):
+    """Die in mid-job, whoever gets it."""
+    die()
+
+
+def wait_first(curve, options, *, progress, cancelled):
+    """Be at it for ever, the first time."""
+    if first_time(curve):
+        time.sleep(3600)
+    return result_of(curve)
