@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bluesky_cdinn.callbacks._assets import DATUM_READERS, DatumReader, read_datum, stream_frames
 from bluesky_cdinn.callbacks._documents import BASELINE, RunDocuments, understood
-from bluesky_cdinn.callbacks._frames import frame_array, joined
+from bluesky_cdinn.callbacks._frames import frame_array, in_pieces
 from bluesky_cdinn.callbacks._keys import (
     COUNT_TIME_NAMES,
     DEGREES,
@@ -22,8 +23,10 @@ from bluesky_cdinn.callbacks._keys import (
     geometry_readings,
     readback_key,
 )
+from bluesky_cdinn.callbacks._planned import planned_angles
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.geometry import geometry_from
+from bluesky_cdinn.growing import CurveInPieces
 from bluesky_cdinn.records import FrameReference, Geometry, RockingCurve
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ class RockingCurveAssembler:
         self._defaults = dict(defaults or {})
         self._readers = readers
         self._run = RunDocuments(self._defaults.get("detector"))
+        # By stream, detector and number, with the event's data: what was measured again is another one.
+        self._frames: dict[tuple[str, str, int], tuple[Mapping[str, Any], NDArray[Any]]] = {}
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document; names that aren't known are ignored.
@@ -90,8 +95,19 @@ class RockingCurveAssembler:
         """Whether the run has stopped."""
         return self._run.stop is not None
 
+    @property
+    def points(self) -> int:
+        """How many points have been measured, whole or not."""
+        return max((len(p) for name, p in self._run.points.items() if name != BASELINE), default=0)
+
     def curve(self) -> RockingCurve:
+        """Return what has been measured, as `pieces` does, with all frames in one array."""
+        return self.pieces().joined()
+
+    def pieces(self) -> CurveInPieces:
         """Return what has been measured, in the order of ``seq_num``; before the stop too.
+
+        A frame is the same object each time, unless its point was measured again.
 
         A point whose frame or angle never came is left out. A point of several frames in a file gives as
         many entries at the same angle, which `volume.assemble` adds up like any repeated point.
@@ -107,9 +123,9 @@ class RockingCurveAssembler:
         if start is None:
             raise IncompleteScan("a rocking curve needs a start document, none came")
         with understood(f"the documents of run {start['uid']}"):
-            return self._curve(start)
+            return self._pieces(start)
 
-    def _curve(self, start: Mapping[str, Any]) -> RockingCurve:
+    def _pieces(self, start: Mapping[str, Any]) -> CurveInPieces:
         streams = {name: stream for name, stream in self._run.streams.items() if name != BASELINE}
         if not any(self._run.points.get(name) for name in streams):
             raise IncompleteScan(
@@ -124,27 +140,31 @@ class RockingCurveAssembler:
                 f"run {start['uid']} holds {len(points)} points with a frame and an angle, a rocking curve "
                 f"needs {MIN_POINTS} or more"
             )
-        frames, repeats = joined([frame for _, _, frame in points])
+        frames, repeats = in_pieces([frame for _, _, frame in points])
+        degrees = np.array([degrees for _, degrees, _ in points])
         readings = [point for point, _, _ in points]
         count_time = self._count_time(stream, detector, readings)
         monitor_key = readback_key(stream, str(self._cdi("monitor")))
         cdi, geometry, missing = self._geometry(start, stream, detector)
         expected = start.get("num_points")
-        return RockingCurve(
-            frames=frames,
-            angles_deg=np.repeat([degrees for _, degrees, _ in points], repeats),
-            count_time_s=None if count_time is None else np.repeat(count_time, repeats),
-            monitor=np.repeat([_number(r.get(monitor_key)) for r in readings], repeats)
+        rest = {
+            "angles_deg": np.repeat(degrees, repeats),
+            "count_time_s": None if count_time is None else np.repeat(count_time, repeats),
+            "monitor": np.repeat([_number(r.get(monitor_key)) for r in readings], repeats)
             if monitor_key
             else None,
-            geometry=geometry,
-            missing=missing if count_time is not None else (*missing, "count_time"),
-            raw_uid=start["uid"],
-            scan_id=start.get("scan_id"),
-            exit_status=self._exit_status(),
-            expected_points=expected * max(repeats) if isinstance(expected, int) else None,
-            metadata={**{k: v for k, v in start.items() if k not in ("uid", "scan_id")}, "cdi": cdi},
-        )
+            "geometry": geometry,
+            "missing": missing if count_time is not None else (*missing, "count_time"),
+            "raw_uid": start["uid"],
+            "scan_id": start.get("scan_id"),
+            "exit_status": self._exit_status(),
+            "expected_points": expected * max(repeats) if isinstance(expected, int) else None,
+            "planned_deg": planned_angles(
+                start, self._cdi("rocking_motor"), stream.scale(angle, DEGREES), degrees
+            ),
+            "metadata": {**{k: v for k, v in start.items() if k not in ("uid", "scan_id")}, "cdi": cdi},
+        }
+        return CurveInPieces(frames, rest)
 
     def _cdi(self, name: str) -> Any:
         said = self._run.cdi(name)
@@ -159,7 +179,16 @@ class RockingCurveAssembler:
         unit = stream.scale(angle, DEGREES)
         left_out = []
         for number, point in sorted(self._run.points.get(name, {}).items()):
-            frame = external[number] if number in external else self._frame(stream, detector, point)
+            kept = self._frames.get((name, detector, number))
+            # An image in the event too was fetched because the file can't be reached from here.
+            if number in external and point.get(detector) is None:
+                frame = external[number]
+            elif kept is not None and kept[0] is point:
+                frame = kept[1]
+            else:
+                frame = self._frame(stream, detector, point)
+                if isinstance(frame, np.ndarray):
+                    self._frames[name, detector, number] = (point, frame)
             degrees = _number(point.get(angle)) * unit
             if frame is None or not math.isfinite(degrees):
                 left_out.append(number)

@@ -1,4 +1,4 @@
-"""Frames as events carry them -> one array or one list of references."""
+"""Frames as events carry them -> one array or reference a frame."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.growing import Pieces
 from bluesky_cdinn.records import FrameReference
-
-Frames = NDArray[Any] | tuple[FrameReference, ...]
 
 
 def frame_array(value: Any, shape: Sequence[int | None]) -> NDArray[Any]:
@@ -40,8 +39,8 @@ def frame_array(value: Any, shape: Sequence[int | None]) -> NDArray[Any]:
     return frame[0] if len(frame) == 1 else frame.sum(axis=0)
 
 
-def joined(frames: Sequence[NDArray[Any] | tuple[FrameReference, ...]]) -> tuple[Frames, list[int]]:
-    """Return all points' frames as one array or as references, and how many entries each point has.
+def in_pieces(frames: Sequence[NDArray[Any] | tuple[FrameReference, ...]]) -> tuple[Pieces, list[int]]:
+    """Return all points' frames one by one, arrays or references, and how many entries each point has.
 
     Raises
     ------
@@ -57,4 +56,4 @@ def joined(frames: Sequence[NDArray[Any] | tuple[FrameReference, ...]]) -> tuple
     shapes = {frame.shape for frame in arrays}
     if len(shapes) > 1:
         raise InvalidInput(f"all frames of a run must have one shape, got {sorted(shapes)}")
-    return np.stack(arrays), [1] * len(arrays)
+    return tuple(arrays), [1] * len(arrays)

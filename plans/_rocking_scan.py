@@ -108,6 +108,8 @@ def _measure(
     metadata: dict[str, Any],
 ) -> MsgGenerator[str]:
     """Take one frame at each angle, in the order given."""
+    planned = [float(angles[0]), float(angles[-1]), len(angles)]
+    metadata = {**metadata, "cdi": {"planned_deg": planned, **metadata["cdi"]}}
     if exposures.signals:
         yield from bps.mv(*exposures.settings(order[0]))
     read = [*devices, motor, *exposures.readables()]

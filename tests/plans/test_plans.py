@@ -119,6 +119,7 @@ class TestRockingScan:
             "sample": "gold 8",
             "lattice_nm": 0.4078,
             "energy_keV": 9.1,
+            "planned_deg": [-0.3, 0.3, 61],
         }
 
     def test_several_detectors(self, RE, documents, theta, det):
