@@ -195,6 +195,14 @@ class Attempt:
         return Objects(density, guessed_support(density), self.objects.chi2[:2].clone())
 
 
+def agreement(objects: Objects) -> float:
+    """Return the complex correlation of the first two objects; 1 for a single one, which can't disagree."""
+    if len(objects.density) < 2:
+        return 1.0
+    first, second = to_centre(objects.density[:2]).cpu().numpy()
+    return quality.correlation(second, first)
+
+
 def search_recipe(room: int, effort: int = 1) -> list[Step]:
     """Return the steps that find an object from nothing; ``room`` is its support's largest volume, voxels."""
     cycles = 10 * effort

@@ -5,6 +5,7 @@ are phased on its central, coarse part; two that agree go up level by level to t
 fitted to the end, judged on voxels that no fit saw, and given its physical meaning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.strain import strain_field
 from bluesky_cdinn.volume import assemble, load_frames
+from bluesky_cdinn.warm_start import WarmStart
 from bluesky_cdinn.watch import Cancel, Report, Watch
 from bluesky_cdinn.weights import shipped_weights
 
@@ -42,6 +44,7 @@ def reconstruct_curve(
     *,
     progress: Report | None = None,
     cancelled: Cancel | None = None,
+    warm: WarmStart | None = None,
 ) -> Reconstruction:
     """Reconstruct the crystal that a rocking curve shows.
 
@@ -55,6 +58,8 @@ def reconstruct_curve(
         Called after every iteration.
     cancelled
         Asked after every iteration; once it says True the work ends.
+    warm
+        What an earlier part of the same scan came to; believed as far as the whole confirms it.
 
     Raises
     ------
@@ -67,17 +72,8 @@ def reconstruct_curve(
     """
     options = options or ReconstructionOptions()
     curve = load_frames(curve)
-    measured = assemble(curve)
-    slices = int(measured.valid.any(axis=(1, 2)).sum())
-    if slices < FEWEST_SLICES:
-        raise IncompleteScan(
-            f"at least {FEWEST_SLICES} rocking angles are required, the scan has {slices}; "
-            f"it ended with exit status {curve.exit_status!r}"
-        )
-    fields = detector_fields(curve)
-    clean = prepare(measured, dark=fields.get("dark"), flat=fields.get("flat"))
-    volume = crop_around_peak(clean, options.max_shape or signal_window(clean.intensity, find_peak(clean)))
-    result = reconstruct(volume, options, progress=progress, cancelled=cancelled)
+    volume = measured_volume(curve, options)
+    result = reconstruct(volume, options, progress=progress, cancelled=cancelled, warm=warm)
     return replace(
         result,
         raw_uid=curve.raw_uid,
@@ -87,12 +83,33 @@ def reconstruct_curve(
     )
 
 
+def measured_volume(curve: RockingCurve, options: ReconstructionOptions) -> DiffractionVolume:
+    """Return what a rocking curve has measured of its peak, clean; of a running scan as far as it is.
+
+    Raises
+    ------
+    IncompleteScan, InvalidInput
+        As in `reconstruct_curve`.
+    """
+    measured = assemble(curve)
+    slices = int(measured.valid.any(axis=(1, 2)).sum())
+    if slices < FEWEST_SLICES:
+        raise IncompleteScan(
+            f"at least {FEWEST_SLICES} rocking angles are required, the scan has {slices}; "
+            f"it ended with exit status {curve.exit_status!r}"
+        )
+    fields = detector_fields(curve)
+    clean = prepare(measured, dark=fields.get("dark"), flat=fields.get("flat"))
+    return crop_around_peak(clean, options.max_shape or signal_window(clean.intensity, find_peak(clean)))
+
+
 def reconstruct(
     volume: DiffractionVolume,
     options: ReconstructionOptions | None = None,
     *,
     progress: Report | None = None,
     cancelled: Cancel | None = None,
+    warm: WarmStart | None = None,
 ) -> Reconstruction:
     """Reconstruct the crystal behind a diffraction volume.
 
@@ -100,7 +117,7 @@ def reconstruct(
     ----------
     volume
         Any shape, the peak anywhere; voxels that are not valid are free.
-    options, progress, cancelled
+    options, progress, cancelled, warm
         As in `reconstruct_curve`.
 
     Returns
@@ -123,7 +140,7 @@ def reconstruct(
         with watch.stage("prepare"):
             centred, roll = centre_peak(volume)
             posed = pose(padded(centred, roll), options, device)
-        solution = solve(posed, options, watch)
+        solution = solve(posed, options, watch, warm and warm.on(posed, centred))
         best = solution.best
         with watch.stage("judge"):
             numbers = judge(best, solution.finalists, posed.full)
@@ -186,8 +203,32 @@ class Solution:
     guess_chi2: float | None = None
 
 
-def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> Solution:
-    """Phase a measurement."""
+def solve(
+    posed: Posed,
+    options: ReconstructionOptions,
+    watch: Watch,
+    warm: Objects | None = None,
+    *,
+    full: bool = True,
+) -> Solution:
+    """Phase a measurement.
+
+    Parameters
+    ----------
+    posed
+        The measurement.
+    options, watch
+        As everywhere.
+    warm
+        Objects known from a part of it, on the working grid; left for a search where they part.
+    full
+        Whether the best object is fitted to the full grid too; else it stays on the working one.
+    """
+    ending = posed if full else None
+    if warm is not None and options.refine:
+        objects = refined(warm, posed.working, posed.working.levels[-1:], watch)
+        if phasing.agreement(objects) > phasing.SURE:
+            return finished(objects, ending, {"found_from": "running scan"}, watch)
     generator = torch.Generator().manual_seed(options.seed)
     problem = posed.working
     with watch.stage("starts"):
@@ -200,16 +241,35 @@ def solve(posed: Posed, options: ReconstructionOptions, watch: Watch) -> Solutio
             return Solution(objects, objects, origin, float(objects.chi2[0]) if guess else None)
         found = phasing.search(problem, start, options.starts, generator, watch, guess)
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
+    objects = refined(objects, problem, problem.levels[1:], watch)
+    return finished(objects, ending, {"found_from": found.start, **weights}, watch, found.guess_chi2)
+
+
+def refined(
+    objects: Objects, problem: phasing.Problem, levels: Sequence[phasing.Shape], watch: Watch
+) -> Objects:
+    """Take objects up the levels and fit them to the end; the best first."""
     with watch.stage("projections"):
-        for level in problem.levels[1:]:
+        for level in levels:
             objects = phasing.climb(objects, problem, level, watch)
     with watch.stage("polish"):
         objects = phasing.polish(objects, problem.measurement, watch)
-        objects = objects.keep(objects.chi2.argsort())
-        best = objects.keep(torch.arange(1))
-        if problem.measurement is not posed.full:
+    return objects.keep(objects.chi2.argsort())
+
+
+def finished(
+    objects: Objects,
+    posed: Posed | None,
+    origin: dict[str, Any],
+    watch: Watch,
+    guess_chi2: float | None = None,
+) -> Solution:
+    """Fit the best object to the full grid too, unless that is left for later."""
+    best = objects.keep(torch.arange(1))
+    if posed is not None and posed.working.measurement is not posed.full:
+        with watch.stage("polish"):
             best = phasing.finish(best, posed.full, watch)
-    return Solution(objects, best, {"found_from": found.start, **weights}, found.guess_chi2)
+    return Solution(objects, best, origin, guess_chi2)
 
 
 def network_guess(

@@ -54,10 +54,14 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
     if not any(roll):
         return volume, roll
     first, row, column = (w - r for w, r in zip(volume.window, roll, strict=True))
+    angles = volume.angles_deg
+    if angles is not None and len(angles) > 1:
+        angles = angles - roll[0] * (angles[-1] - angles[0]) / (len(angles) - 1)
     rolled = replace(
         volume,
         intensity=np.roll(volume.intensity, roll, axis=quality.AXES),
         valid=np.roll(volume.valid, roll, axis=quality.AXES),
+        angles_deg=angles,
         window=(first, row, column),
     )
     return rolled, roll
@@ -145,15 +149,31 @@ def pose(volume: DiffractionVolume, options: ReconstructionOptions, device: torc
     # A level high enough to leave out the autocorrelation's halo; the margins make up for what it cuts.
     box = to_centre(autocorrelation_support(full.intensity, 0.01)).cpu().numpy()
     extent = [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
+    slices: NDArray[np.bool_] = np.asarray(volume.valid.any(axis=(1, 2)))
+    # What is guessed of whole slices to come says nothing of how far the counts reach.
+    reached = filled * slices[:, None, None]
     shape = sufficient_shape(intensity.shape, extent)
-    filling = float(filled[~volume.valid].sum()) / float(filled.sum())
-    if shape == intensity.shape or filling > FILLED:
-        return Posed(phasing.Problem(full, coarse_levels(filled, extent)), full)
-    sampled = resample_intensity(filled, volume.valid & ~free, shape)
+    if _share(filled, ~volume.valid) > FILLED:
+        # Along the detector's axes alone each slice stays what it is, measured or not.
+        shape = sufficient_shape(intensity.shape, (intensity.shape[0], *extent[1:]))
+        slices_hold = _share(reached, ~volume.valid) <= FILLED
+        shape = shape if slices_hold else intensity.shape
+    else:
+        slices = np.ones_like(slices)
+    if shape == intensity.shape:
+        return Posed(phasing.Problem(full, coarse_levels(reached, extent)), full)
+    sampled = resample_intensity(filled, (volume.valid & ~free) | ~slices[:, None, None], shape)
     measured = np.ones(shape, dtype=np.bool_)
+    if not slices.all():
+        measured[~slices] = False
     spared = held_out_voxels(measured, HELD_OUT, CORE, rng)
-    working = _measurement(sampled, measured, spared, sampled, device)
-    return Posed(phasing.Problem(working, coarse_levels(sampled, extent)), full)
+    working = _measurement(sampled * measured, measured, spared, sampled, device)
+    return Posed(phasing.Problem(working, coarse_levels(sampled * measured, extent)), full)
+
+
+def _share(counts: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
+    """Return what part of the counts lies there."""
+    return float(counts[where].sum()) / float(counts.sum())
 
 
 def _measurement(

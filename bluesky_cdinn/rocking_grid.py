@@ -71,6 +71,36 @@ def rocking_grid(angles_deg: ArrayLike) -> tuple[float, float, int]:
     return float(offset + slope * first), float(slope), last - first + 1
 
 
+def planned_grid(angles_deg: ArrayLike, planned_deg: ArrayLike) -> tuple[float, float, int]:
+    """Find the regular grid of a scan that still runs, from where it has been and where it will go.
+
+    A motor reads back a little off where it was sent, always on the same side: the plan's grid is moved by
+    that much, so that it stays the same until the end. Angles that don't fit the plan count for themselves.
+
+    Parameters
+    ----------
+    angles_deg
+        Read back, in any order, with repeats and gaps.
+    planned_deg
+        To be measured, those that were among them; empty where nothing is known.
+
+    Returns
+    -------
+    first, step, n
+        As `rocking_grid`, and raises what that does.
+    """
+    angles, planned = np.asarray(angles_deg, dtype=float), np.unique(np.asarray(planned_deg, dtype=float))
+    if len(planned) < MIN_SLICES or not len(angles):
+        return rocking_grid(np.concatenate([angles, planned]))
+    first, step, n = rocking_grid(planned)
+    places = (angles - first) / step
+    offset = float(np.median(places - np.rint(places)))
+    off = np.abs(places - offset - np.rint(places - offset))
+    if off.max() > NEAR or places.min() < -1 or places.max() > n:
+        return rocking_grid(np.concatenate([angles, planned]))
+    return first + offset * step, step, n
+
+
 def frame_shares(positions: NDArray[np.float64], n: int) -> list[Mapping[int, float]]:
     """Return which frames make each slice, with what weight; an empty mapping where none does.
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.records import DiffractionVolume, Geometry, RockingCurve
-from bluesky_cdinn.rocking_grid import frame_shares, rocking_grid
+from bluesky_cdinn.rocking_grid import frame_shares, planned_grid
 
 __all__ = ["VolumeBuilder", "assemble", "load_frames"]
 
@@ -49,7 +49,9 @@ def assemble(curve: RockingCurve) -> DiffractionVolume:
     frames = np.asarray(curve.frames)
     if frames.ndim == 4 and frames.shape[1] == 1:
         frames = frames[:, 0]
-    builder = VolumeBuilder(geometry=curve.geometry)
+    # A scan that has ended is what it is, whatever it was to be.
+    planned = curve.planned_deg if curve.exit_status == "unfinished" else None
+    builder = VolumeBuilder(geometry=curve.geometry, planned_deg=planned)
     count_time, monitor = (
         np.full(len(frames), np.nan) if values is None else values
         for values in (curve.count_time_s, curve.monitor)
@@ -140,7 +142,7 @@ class VolumeBuilder:
         lit = np.flatnonzero(exposure > 0)
         if not len(lit):
             raise IncompleteScan(f"a volume needs frames taken with beam, got none among {len(self)}")
-        first, step, n = rocking_grid(np.concatenate([angles[lit], self._planned]))
+        first, step, n = planned_grid(angles[lit], self._planned)
         shares = frame_shares((angles[lit] - first) / step, n)
         flagged = self._always_negative(lit)
         intensity = np.zeros((n, *self._frames[0].shape), np.float32)

@@ -59,10 +59,10 @@ class Watch:
         self._say()
         yield
         took = time.perf_counter() - wall
-        self.timings[name] = took
+        self.timings[name] = self.timings.get(name, 0.0) + took
         self.seconds += took
         self.cpu_s += time.process_time() - cpu
-        self.fraction = ENDS[name]
+        self.fraction = max(self.fraction, ENDS[name])
         self._say()
 
     def __call__(self, objects: Objects) -> None:
@@ -70,7 +70,7 @@ class Watch:
         best = objects.chi2.min()
         self.chi2.append(float(best) if torch.isfinite(best) else float("nan"))
         # Stages differ in length from case to case, so each closes on its end without reaching it.
-        self.fraction += (ENDS[self.name] - self.fraction) * 0.01
+        self.fraction += max(0.0, ENDS[self.name] - self.fraction) * 0.01
         self._say()
 
     def _say(self) -> None:

@@ -1,0 +1,254 @@
+"""A crystal while its scan runs: each update starts from the one before, and the final result from the last.
+
+What has not been measured yet is masked, never zero. Half of a rocking curve and a little more fixes the
+crystal already (docs/explanations/live.md): what the other half adds is precision.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bluesky_cdinn import phasing, pipeline, quality
+from bluesky_cdinn.device import choose_device
+from bluesky_cdinn.errors import IncompleteScan
+from bluesky_cdinn.fallback import within_memory
+from bluesky_cdinn.forward import to_centre
+from bluesky_cdinn.frame_files import load_frames
+from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.posing import centre_peak, padded, pose
+from bluesky_cdinn.preview import Frame, preview
+from bluesky_cdinn.records import DiffractionVolume, PartialResult, Reconstruction, RockingCurve
+from bluesky_cdinn.settings import ReconstructionOptions
+from bluesky_cdinn.warm_start import WarmStart
+from bluesky_cdinn.watch import Cancel, Report, Watch
+
+# A running scan has its peak in view once the frames at both ends hold less than this part of the brightest.
+PAST_THE_PEAK = 0.5
+# Running scans that are remembered; one that never ends must not stay for ever.
+REMEMBERED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """What is remembered of a running scan.
+
+    Parameters
+    ----------
+    options
+        That it was computed with; others start afresh.
+    warm
+        Where the next update starts; None where the last one's objects don't agree.
+    density
+        The last update's, for comparison; complex64.
+    full
+        Shape of the full grid around it; objects of the same one have the same voxels.
+    frame
+        What the preview shows.
+    points
+        How many frames each update had, in order: with them the result can be computed again.
+    """
+
+    options: ReconstructionOptions
+    warm: WarmStart | None
+    density: NDArray[np.complex64]
+    full: tuple[int, ...]
+    frame: Frame
+    points: tuple[int, ...]
+
+
+@dataclass
+class ScanFollower:
+    """Reconstructs scans while they run and when they have ended: the worker's entry.
+
+    It is made once in the worker's process and called with whatever has been measured so far.
+    """
+
+    _scans: OrderedDict[str, Followed] = field(default_factory=OrderedDict)
+
+    def __call__(
+        self,
+        curve: RockingCurve,
+        options: ReconstructionOptions | None = None,
+        *,
+        progress: Report | None = None,
+        cancelled: Cancel | None = None,
+    ) -> PartialResult | Reconstruction:
+        """Return what a scan shows: a `PartialResult` while its exit status is "unfinished".
+
+        Parameters
+        ----------
+        curve, options, progress, cancelled
+            As in `pipeline.reconstruct_curve`.
+
+        Raises
+        ------
+        IncompleteScan
+            The scan runs, and its peak isn't in view yet.
+        CdinnError
+            As `pipeline.reconstruct_curve` does.
+        """
+        options = options or ReconstructionOptions()
+        earlier = self._scans.get(curve.raw_uid)
+        if earlier is not None and earlier.options != options:
+            earlier = None
+        if curve.exit_status == "unfinished":
+            partial, followed = within_memory(
+                lambda less: update(curve, less, earlier, progress=progress, cancelled=cancelled), options
+            )
+            self._remember(curve.raw_uid, replace(followed, options=options))
+            return partial
+        self._scans.pop(curve.raw_uid, None)
+        warm = earlier.warm if earlier is not None else None
+        result = within_memory(
+            lambda less: pipeline.reconstruct_curve(
+                curve, less, progress=progress, cancelled=cancelled, warm=warm
+            ),
+            options,
+        )
+        if earlier is None:
+            return result
+        return replace(result, parameters={**result.parameters, "updates_at_points": list(earlier.points)})
+
+    def _remember(self, raw_uid: str, followed: Followed) -> None:
+        self._scans[raw_uid] = followed
+        self._scans.move_to_end(raw_uid)
+        while len(self._scans) > REMEMBERED:
+            self._scans.popitem(last=False)
+
+
+def update(
+    curve: RockingCurve,
+    options: ReconstructionOptions,
+    earlier: Followed | None = None,
+    *,
+    progress: Report | None = None,
+    cancelled: Cancel | None = None,
+) -> tuple[PartialResult, Followed]:
+    """Reconstruct what a running scan has measured, from where it was if it is known.
+
+    The object is fitted on the working grid, which holds all that the crystal needs. Its fit to the
+    detector's own sampling and to the held-out voxels is left to the end.
+
+    Raises
+    ------
+    IncompleteScan
+        The peak isn't in view yet.
+    InvalidInput, Cancelled
+        As in `pipeline.reconstruct_curve`.
+    """
+    watch = Watch(progress, cancelled)
+    torch.set_num_threads(options.threads)
+    with torch.no_grad():
+        with watch.stage("prepare"):
+            volume = pipeline.measured_volume(load_frames(curve), options)
+            require_peak(volume)
+            centred, roll = centre_peak(volume)
+            posed = pose(padded(centred, roll), options, choose_device(options.device))
+        warm = earlier.warm.on(posed, centred) if earlier is not None and earlier.warm is not None else None
+        solution = pipeline.solve(posed, options, watch, warm, full=False)
+        with watch.stage("judge"):
+            numbers = pipeline.judge(solution.best, solution.finalists, posed.working.measurement)
+            chi2 = float(solution.best.chi2[0])
+            density, support = quality.canonical(
+                to_centre(solution.best.density[0]).cpu().numpy(),
+                to_centre(solution.best.support[0]).cpu().numpy() > 0,
+            )
+            support &= quality.half_level_support(density)
+            full = tuple(posed.full.magnitude.shape)
+            changed = {}
+            if earlier is not None and earlier.full == full:
+                density, changed = change(density, earlier.density)
+                support = quality.half_level_support(density)
+        with watch.stage("strain"):
+            physical = pipeline.physical_result(centred, density, support, numbers.pop("resolved", None))
+    numbers.pop("transfer", None)
+    frame = earlier.frame if earlier is not None else Frame.around(support)
+    amplitude, phase = preview(density, support, frame)
+    agreed = phasing.agreement(solution.finalists) > phasing.SURE
+    known = earlier.points if earlier is not None else ()
+    points = len(curve.angles_deg)
+    return (
+        PartialResult(
+            points=points,
+            fraction=fraction_measured(curve),
+            amplitude=amplitude,
+            phase=phase,
+            chi2=chi2,
+            free_llk=numbers.pop("free_llk"),
+            confidence=quality.confidence(numbers.get("phase_spread_rad"), chi2),
+            seconds=watch.seconds,
+            scalars={
+                **{name: float(value) for name, value in numbers.items()},
+                **physical.get("scalars", {}),
+                **changed,
+            },
+        ),
+        Followed(
+            options,
+            WarmStart.of(solution.finalists, posed, centred) if agreed and options.refine else None,
+            density,
+            full,
+            frame,
+            (*known, points),
+        ),
+    )
+
+
+def require_peak(volume: DiffractionVolume) -> None:
+    """Raise unless a scan that still runs has the peak behind it.
+
+    Raises
+    ------
+    IncompleteScan
+        The first or the last measured slice holds nearly as much as the brightest.
+    """
+    measured = volume.valid.any(axis=(1, 2))
+    totals = np.where(volume.valid, volume.intensity, 0).sum(axis=(1, 2), dtype=np.float64)[measured]
+    edge = float(max(totals[0], totals[-1]))
+    if edge >= PAST_THE_PEAK * totals.max():
+        raise IncompleteScan(
+            f"the peak must be in view before the crystal can be seen: the slices at the ends of what is "
+            f"measured must hold less than {PAST_THE_PEAK:g} of the brightest, one holds "
+            f"{edge / totals.max():.2f}; go on with the scan"
+        )
+
+
+def fraction_measured(curve: RockingCurve) -> float:
+    """Return the share of the planned angles that a running scan has reached; NaN without a plan."""
+    if curve.planned_deg is None or len(curve.planned_deg) < 2:
+        expected = curve.expected_points
+        return min(len(curve.angles_deg) / expected, 1.0) if expected else float("nan")
+    planned = np.unique(curve.planned_deg)
+    step = float(np.median(np.diff(planned)))
+    apart = np.abs(planned[:, None] - np.asarray(curve.angles_deg)[None, :]).min(axis=1)
+    return float((apart < 0.75 * step).mean())
+
+
+def change(
+    density: NDArray[np.complex64], before: NDArray[np.complex64]
+) -> tuple[NDArray[np.complex64], dict[str, float]]:
+    """Return an object as the one before lay, so that pictures don't jump, and by how much it has changed.
+
+    Parameters
+    ----------
+    density, before
+        complex64, boxes of the same voxels about n // 2, whose sides may differ.
+
+    Returns
+    -------
+    density
+        In its own box.
+    numbers
+        ``change``, 1 - complex correlation, and ``change_rad``, the rms phase difference inside both.
+    """
+    reference = np.zeros(density.shape, np.complex64)
+    common = [min(n, m) for n, m in zip(density.shape, before.shape, strict=True)]
+    reference[window_on_grid(density.shape, common)] = before[window_on_grid(before.shape, common)]
+    aligned = quality.align(density, reference)
+    return aligned, {
+        "change": 1 - quality.similarity(aligned, reference),
+        "change_rad": quality.phase_difference(aligned, reference),
+    }

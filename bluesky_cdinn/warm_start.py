@@ -1,0 +1,93 @@
+"""What an earlier part of a running scan came to, as the start of what comes next."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bluesky_cdinn import quality
+from bluesky_cdinn.forward import to_corner
+from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.posing import Posed
+from bluesky_cdinn.records import DiffractionVolume
+from bluesky_cdinn.refine import Objects
+from bluesky_cdinn.windows import objects_on
+
+Shape = tuple[int, ...]
+Place = tuple[float, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class WarmStart:
+    """Objects, and where in the scan's reciprocal space their grid lies.
+
+    Parameters
+    ----------
+    objects
+        On the working grid that they were found on, their centres at n // 2 (`refine.CentreObjects`).
+    full
+        Shape of the full grid around it; both have the same voxels.
+    centre
+        What the zero frequency lies on: rocking angle in deg, or slice where the volume has no angles, then
+        row and column of the detector.
+    """
+
+    objects: Objects
+    full: Shape
+    centre: Place
+
+    @classmethod
+    def of(cls, objects: Objects, posed: Posed, volume: DiffractionVolume) -> "WarmStart":
+        """Keep objects for later, with the volume that they were found in, centred on its peak."""
+        return cls(objects, tuple(posed.full.magnitude.shape), zero_frequency(volume))
+
+    def on(self, posed: Posed, volume: DiffractionVolume) -> Objects:
+        """Return the objects on the working grid of another volume of the same scan, as far as both reach."""
+        moved = self._voxels_to(volume)
+        full = boxed(self.objects, self.full)
+        turned = full.density * _ramp(full.density, moved)
+        there = objects_on(replace(full, density=turned), tuple(posed.full.magnitude.shape))
+        here = boxed(there, tuple(posed.working.measurement.magnitude.shape))
+        device = posed.full.magnitude.device
+        return Objects(here.density.to(device), here.support.to(device), here.chi2.to(device))
+
+    def _voxels_to(self, volume: DiffractionVolume) -> tuple[int, int, int]:
+        """Return by how many voxels the pattern lies further up on the volume's grid than it did."""
+        rocking, row, column = (
+            old - new for old, new in zip(self.centre, zero_frequency(volume), strict=True)
+        )
+        angles = volume.angles_deg
+        if angles is not None and len(angles) > 1:
+            rocking *= (len(angles) - 1) / (angles[-1] - angles[0])
+        return round(rocking), int(row), int(column)
+
+
+def zero_frequency(volume: DiffractionVolume) -> Place:
+    """Return where in its scan a volume has its centre; see `WarmStart`."""
+    n, rows, columns = volume.intensity.shape
+    first, row, column = volume.window
+    angles = volume.angles_deg
+    # Slices are counted from the first measured angle, which a scan that goes down moves.
+    rocking = float(first + n // 2 if angles is None else angles[n // 2])
+    return rocking, row + rows // 2, column + columns // 2
+
+
+def boxed(objects: Objects, shape: Shape) -> Objects:
+    """Return objects in a larger or smaller box of the same voxels, about n // 2."""
+    old = tuple(objects.density.shape[-3:])
+    if old == shape:
+        return objects
+    common = [min(n, m) for n, m in zip(old, shape, strict=True)]
+    inner, outer = window_on_grid(old, common), window_on_grid(shape, common)
+
+    def cut(values: Tensor) -> Tensor:
+        whole = values.new_zeros((len(values), *shape))
+        whole[(..., *outer)] = values[(..., *inner)]
+        return whole
+
+    return Objects(cut(objects.density), cut(objects.support), objects.chi2.clone())
+
+
+def _ramp(density: Tensor, cycles: tuple[int, int, int]) -> Tensor:
+    shape = tuple(density.shape[-3:])
+    return to_corner(torch.from_numpy(quality.ramp(shape, cycles))).to(density.device)
