@@ -17,7 +17,7 @@ from bluesky_cdinn.worker_loop import JobLoop
 
 __all__ = ["ENTRY", "ProgressCallback", "ReconstructionWorker"]
 
-ENTRY = "bluesky_cdinn.pipeline:reconstruct_curve"
+ENTRY = "bluesky_cdinn.following:ScanFollower"
 
 
 class ReconstructionWorker:

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from crystals import crystal_and_counts
+
+from bluesky_cdinn import following, pipeline, quality
+from bluesky_cdinn.errors import Cancelled, IncompleteScan
+from bluesky_cdinn.following import ScanFollower, fraction_measured
+from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.records import PartialResult, Reconstruction, RockingCurve
+from bluesky_cdinn.settings import ReconstructionOptions
+
+N = 32
+ANGLES = np.linspace(-0.3, 0.3, N)
+OPTIONS = ReconstructionOptions(max_shape=(N, N, N))
+
+
+@pytest.fixture(scope="module")
+def crystal():
+    return crystal_and_counts(3, 3.0, (N, N, N))
+
+
+def measured(counts, places, *, uid="scan", planned=ANGLES):
+    """What a running scan, or one that has ended, has measured at these places of its plan."""
+    return RockingCurve(
+        frames=counts[places],
+        angles_deg=ANGLES[places],
+        planned_deg=planned,
+        expected_points=N,
+        raw_uid=uid,
+        exit_status="success" if len(places) == N else "unfinished",
+    )
+
+
+def up_to(counts, points, **kwargs):
+    return measured(counts, np.arange(points), **kwargs)
+
+
+def error(density, truth):
+    """Phase RMSE, rad, of an object that may lie in a smaller box of the same voxels."""
+    whole = np.zeros(truth.shape, np.complex64)
+    whole[window_on_grid(truth.shape, density.shape)] = density
+    return quality.compare(whole, truth).phase_rmse
+
+
+def test_nothing_is_computed_before_the_peak_is_passed(crystal):
+    _, counts = crystal
+    follower = ScanFollower()
+    with pytest.raises(IncompleteScan, match="8 rocking angles"):
+        follower(up_to(counts, 6), OPTIONS)
+    with pytest.raises(IncompleteScan, match="peak must be in view"):
+        follower(up_to(counts, N // 2 + 1), OPTIONS)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["upwards", "downwards"])
+def test_updates_come_close_to_the_truth_and_the_result_starts_from_the_last(crystal, order):
+    truth, counts = crystal
+    places = np.arange(N)[order]
+    follower, errors = ScanFollower(), []
+    for points in (20, 25, 30):
+        partial = follower(measured(counts, places[:points]), OPTIONS)
+        assert isinstance(partial, PartialResult)
+        assert partial.points == points
+        assert partial.fraction == pytest.approx(points / N)
+        errors.append(error(follower._scans["scan"].density, truth))
+    assert errors[0] < 0.15
+    assert errors[-1] < min(0.06, errors[0])
+    result = follower(measured(counts, places), OPTIONS)
+    assert isinstance(result, Reconstruction)
+    assert result.parameters["found_from"] == "running scan"
+    assert result.parameters["updates_at_points"] == [20, 25, 30]
+    assert "starts" not in result.timings_s
+    cold = pipeline.reconstruct_curve(measured(counts, places), OPTIONS)
+    assert quality.compare(result.density, truth).phase_rmse < 0.04
+    assert result.chi2 < 1.1 * cold.chi2
+    # Nothing is kept of a scan that has ended.
+    assert not follower._scans
+
+
+def test_previews_keep_their_shape_and_changes_shrink(crystal):
+    _, counts = crystal
+    follower = ScanFollower()
+    partials = [follower(up_to(counts, points), OPTIONS) for points in (20, 26, 30)]
+    assert {p.amplitude.shape for p in partials} == {(3, 64, 64)}
+    assert {p.phase.dtype for p in partials} == {np.dtype(np.float32)}
+    assert "change" not in partials[0].scalars
+    assert 0 <= partials[2].scalars["change"] < partials[1].scalars["change"] < 0.05
+    # The object stays where it was: pictures can be laid over each other.
+    before, after = partials[1].amplitude, partials[2].amplitude
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.99
+
+
+def test_scans_are_kept_apart_and_only_so_many(crystal, monkeypatch):
+    _, counts = crystal
+    monkeypatch.setattr(following, "REMEMBERED", 2)
+    follower = ScanFollower()
+    for uid in "abc":
+        follower(up_to(counts, 20, uid=uid), OPTIONS)
+    assert list(follower._scans) == ["b", "c"]
+    assert follower(up_to(counts, N, uid="a"), OPTIONS).parameters["found_from"] != "running scan"
+    assert follower(up_to(counts, N, uid="b"), OPTIONS).parameters["found_from"] == "running scan"
+
+
+def test_other_options_start_afresh(crystal):
+    _, counts = crystal
+    follower = ScanFollower()
+    follower(up_to(counts, 20), OPTIONS)
+    other = OPTIONS.model_copy(update={"seed": 7})
+    result = follower(up_to(counts, N), other)
+    assert result.parameters["found_from"] != "running scan"
+    assert "updates_at_points" not in result.parameters
+
+
+def test_an_object_that_the_whole_scan_contradicts_is_given_up(crystal):
+    _, counts = crystal
+    truth, others = crystal_and_counts(8, 5.0, (N, N, N))
+    follower = ScanFollower()
+    follower(up_to(counts, 24), OPTIONS)
+    result = follower(up_to(others, N), OPTIONS)
+    assert quality.compare(result.density, truth).phase_rmse < 0.1 or result.confidence < 0.5
+
+
+def test_cancelling_an_update_keeps_what_the_one_before_found(crystal):
+    _, counts = crystal
+    follower = ScanFollower()
+    follower(up_to(counts, 20), OPTIONS)
+    before = follower._scans["scan"]
+    with pytest.raises(Cancelled):
+        follower(up_to(counts, 24), OPTIONS, cancelled=lambda: True)
+    assert follower._scans["scan"] is before
+
+
+def test_the_same_updates_give_the_same_result(crystal):
+    _, counts = crystal
+    results = []
+    for _ in range(2):
+        follower = ScanFollower()
+        follower(up_to(counts, 22), OPTIONS)
+        results.append(follower(up_to(counts, N), OPTIONS).density)
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_fraction_is_of_the_planned_range(crystal):
+    _, counts = crystal
+    twice = np.concatenate([np.arange(16), np.arange(16)[::-1]])
+    assert fraction_measured(measured(counts, twice[:20])) == pytest.approx(0.5)
+    assert fraction_measured(measured(counts, np.arange(8), planned=None)) == pytest.approx(0.25)
+    assert np.isnan(fraction_measured(RockingCurve(frames=counts[:8], angles_deg=ANGLES[:8])))
