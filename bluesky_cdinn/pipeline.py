@@ -26,6 +26,7 @@ from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, pa
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
 from bluesky_cdinn.records import DiffractionVolume, Reconstruction, RockingCurve
 from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.region import box_around_peak, cut
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.strain import strain_field
@@ -91,14 +92,19 @@ def measured_volume(curve: RockingCurve, options: ReconstructionOptions) -> Diff
     IncompleteScan, InvalidInput
         As in `reconstruct_curve`.
     """
-    measured = assemble(curve)
+    whole = np.asarray(curve.frames).shape[-2:]
+    box = box_around_peak(curve, options.max_shape)
+    measured = replace(assemble(cut(curve, box)), window=(0, box[0].start, box[1].start))
     slices = int(measured.valid.any(axis=(1, 2)).sum())
     if slices < FEWEST_SLICES:
         raise IncompleteScan(
             f"at least {FEWEST_SLICES} rocking angles are required, the scan has {slices}; "
             f"it ended with exit status {curve.exit_status!r}"
         )
-    fields = detector_fields(curve)
+    # A field that doesn't fit is refused where it is used.
+    fields = {
+        name: field[box] if field.shape == whole else field for name, field in detector_fields(curve).items()
+    }
     clean = prepare(measured, dark=fields.get("dark"), flat=fields.get("flat"))
     return crop_around_peak(clean, options.max_shape or signal_window(clean.intensity, find_peak(clean)))
 

@@ -479,3 +479,17 @@ def test_a_measured_crystal_is_the_same_from_any_seed(real_volume):
         assert 0 < found.confidence < 1
         assert found.chi2 == pytest.approx(chi2_of(found, real_volume.intensity, real_volume.valid), rel=1e-3)
     assert quality.correlation(first.density, second.density) > 0.95
+
+
+def test_large_frames_give_the_crystal_of_small_ones():
+    truth, counts = crystal_and_counts(4, 2.0, (32, 32, 32))
+    angles = np.linspace(-0.2, 0.2, 32)
+    whole = np.random.default_rng(0).poisson(0.01, (32, 400, 300)).astype(np.float32)
+    whole[:, 310:342, 30:62] += counts
+    options = ReconstructionOptions(max_shape=(32, 32, 32))
+    large = reconstruct_curve(RockingCurve(frames=whole, angles_deg=angles), options)
+    crop = next(step for step in large.history if step["step"] == "crop")
+    assert large.density.shape == truth.shape
+    # In the box's own voxels: the box begins at row 144.
+    assert crop["peak"][1] == pytest.approx(310 + 16 - 144, abs=2)
+    assert quality.compare(large.density, truth).phase_rmse < 0.05
