@@ -117,7 +117,9 @@ def _half_widths(counts: NDArray[np.floating]) -> NDArray[np.float64]:
     widths, squares = [], counts.astype(np.float64) ** 2
     for axis in range(3):
         cumulated = np.cumsum(squares.sum(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = np.interp([0.05, 0.95], cumulated / cumulated[-1], np.arange(len(cumulated)) + 0.5)
+        # Compared with what is there: in a volume that is the same everywhere there is nothing.
+        ends = np.array([0.05, 0.95]) * cumulated[-1]
+        low, high = np.interp(ends, cumulated, np.arange(len(cumulated)) + 0.5)
         widths.append(max(1.0, high - low) / 2)
     return np.array(widths)
 

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 MIN_FRAMES = 3
 RETRY_S = 0.1
 
+# What h5py raises for files that are missing, unfinished or damaged, whose sizes may be nonsense too.
+_UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, MemoryError)
+
 
 def load_frames(curve: RockingCurve, *, patience_s: float = 5.0) -> RockingCurve:
     """Return the curve with its frames in one array instead of references.
@@ -93,8 +96,11 @@ def _read_patiently(
         reason = ""
         try:
             with open_frames(path, dataset) as data:
-                frames.update(_read(data, left))
-        except (OSError, KeyError) as error:
+                for index, frame in _read(data, left):
+                    frames[index] = frame
+        except InvalidInput:
+            raise
+        except _UNREADABLE as error:
             reason = f"{path}: {error}"
         missing = [index for index in left if index not in frames]
         if not missing:
@@ -135,23 +141,41 @@ def datasets(file: h5py.File) -> list[str]:
     return names
 
 
-def _read(data: h5py.Dataset, indices: Sequence[int]) -> dict[int, NDArray[Any]]:
-    """Read frames by rising index, those that lie beside each other in one go."""
+def _read(data: h5py.Dataset, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield frames by rising index, those that lie beside each other read in one go.
+
+    The first error is raised once everything else has been read.
+    """
     if data.dtype.kind not in "buif":
         raise InvalidInput(f"frames must hold real numbers, got the type {data.dtype} in {data.name}")
     if data.ndim == 2:
-        return {0: data[()]} if 0 in indices else {}
+        if 0 in indices:
+            yield 0, data[()]
+        return
     if data.ndim < 2:
         raise InvalidInput(f"frames must be 2D, got the shape {data.shape} in {data.name}")
     there = [index for index in indices if 0 <= index < len(data)]
     breaks = [0, *(n + 1 for n, (a, b) in enumerate(pairwise(there)) if b != a + 1), len(there)]
-    frames: dict[int, NDArray[Any]] = {}
-    for first, end in pairwise(breaks):
-        if first == end:
-            continue
-        block = data[there[first] : there[end - 1] + 1]
-        # [1, NY, NX] is one frame; several at one index belong to one point and are added.
-        while block.ndim > 3:
-            block = block[:, 0] if block.shape[1] == 1 else block.sum(axis=1)
-        frames.update(zip(there[first:end], block, strict=True))
-    return frames
+    todo = [there[first:end] for first, end in pairwise(breaks) if first < end]
+    errors: list[Exception] = []
+    while todo:
+        block = todo.pop(0)
+        try:
+            yield from zip(block, _block(data, block[0], block[-1] + 1), strict=True)
+        except _UNREADABLE as error:
+            if len(block) == 1:
+                errors.append(error)
+            else:
+                # A damaged frame must not take its neighbours with it.
+                todo = [[index] for index in block] + todo
+    if errors:
+        raise errors[0]
+
+
+def _block(data: h5py.Dataset, first: int, end: int) -> NDArray[Any]:
+    """Read frames that lie beside each other; (frames, rows, columns)."""
+    block = data[first:end]
+    # [1, NY, NX] is one frame; several at one index belong to one point and are added.
+    while block.ndim > 3:
+        block = block[:, 0] if block.shape[1] == 1 else block.sum(axis=1)
+    return block

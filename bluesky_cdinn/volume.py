@@ -23,6 +23,9 @@ __all__ = ["VolumeBuilder", "assemble", "load_frames"]
 # A frame with less than this part of the usual exposure was taken without beam.
 BEAM_LOST = 0.02
 
+NO_COUNT = 10**15
+"""Nothing counts this far: such a number is memory that was never written."""
+
 
 def assemble(curve: RockingCurve) -> DiffractionVolume:
     """Put the frames of a rocking curve on a regular grid of rising angles.
@@ -59,7 +62,13 @@ def assemble(curve: RockingCurve) -> DiffractionVolume:
     for frame, angle, seconds, flux in zip(frames, curve.angles_deg, count_time, monitor, strict=True):
         builder.add(frame, angle, count_time_s=seconds, monitor=flux)
     lost = curve.metadata.get("unreadable_points", ())
-    return builder.volume(unreadable_points=len(lost))
+    volume = builder.volume(unreadable_points=len(lost))
+    if not volume.valid.any():
+        raise InvalidInput(
+            "frames must hold counts, got none: every pixel of every frame is no number, negative, or at the "
+            "largest number of its type, as a saturated one is"
+        )
+    return volume
 
 
 class VolumeBuilder:
@@ -253,11 +262,11 @@ def _slice(
 def trusted(frame: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where a frame holds a measurement.
 
-    Not where it isn't finite, and not at the largest number of an unsigned type, which stands for saturation
-    and, on hybrid pixel detectors, for gaps and masked pixels.
+    Not where it isn't finite, or larger than any count, and not at the largest number of an integer type,
+    which stands for saturation and, on hybrid pixel detectors, for gaps and masked pixels.
     """
+    if frame.dtype.kind == "b":
+        return np.ones(frame.shape, np.bool_)
     if frame.dtype.kind == "f":
-        return np.isfinite(frame)
-    if frame.dtype.kind == "u":
-        return frame < np.iinfo(frame.dtype).max
-    return np.ones(frame.shape, np.bool_)
+        return np.isfinite(frame) & (np.abs(frame) <= min(float(np.finfo(frame.dtype).max), NO_COUNT))
+    return frame < min(np.iinfo(frame.dtype).max, NO_COUNT)
