@@ -249,6 +249,9 @@ def _silent_patches(total: NDArray[np.float64], empty: NDArray[np.bool_], enough
     silent = np.zeros(total.shape, np.bool_)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
+        # Most holes are in next to no counts.
+        if 10 * total[box].max() < enough:
+            continue
         patch = labels[box] == label
         around = total[box][ndimage.binary_dilation(patch, np.ones((3, 3))) & ~patch]
         # The surroundings' darkest tenth, since a hole in sparse counts always has some bright neighbours.
