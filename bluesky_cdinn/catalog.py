@@ -15,12 +15,13 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Self
 
-from tiled.queries import Comparison, Eq
+from tiled.queries import Comparison, Eq, NotEq
 
 from bluesky_cdinn.connection import Connection
 from bluesky_cdinn.delivery import Delivery
 from bluesky_cdinn.documents import (
     PURPOSE,
+    RUNNING,
     Document,
     reconstruction_documents,
     reconstruction_from_documents,
@@ -28,11 +29,12 @@ from bluesky_cdinn.documents import (
 )
 from bluesky_cdinn.errors import NotFound
 from bluesky_cdinn.filled import filled_documents
+from bluesky_cdinn.partials import partials_from_documents, partials_from_run
 from bluesky_cdinn.recorder import RunRecorder
-from bluesky_cdinn.records import Reconstruction
+from bluesky_cdinn.records import PartialResult, Reconstruction
 from bluesky_cdinn.settings import Settings
-from bluesky_cdinn.spool import Kind, RunJournal
-from bluesky_cdinn.summary import ReconstructionSummary
+from bluesky_cdinn.spool import HeldRun, Kind, RunJournal, SpooledRun, running_runs
+from bluesky_cdinn.summary import ReconstructionSummary, StoredStatus
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,10 @@ class Catalog:
         self.flush(_READ_YOUR_WRITES_S)
         return self._connection.container("processed")
 
+    def folder(self, path: str) -> Any:
+        """Client of any other container, made if there is none; ``a/b`` is b in a."""
+        return self._connection.folder(path)
+
     def raw_writer(self) -> RunRecorder:
         """Return the callback to subscribe to a RunEngine; always the same one.
 
@@ -130,8 +136,29 @@ class Catalog:
                 journal.withdraw()
             logger.exception("the spool %s can't be written; a result is kept in memory", self._spool)
             self._delivery.hold("processed", documents)
+        self._delivery.running.end(start["uid"])
         self._delivery.wake()
         return start["uid"]
+
+    def store_running(self, uid: str, documents: Iterable[Document]) -> None:
+        """Write what comes of a processed run whose scan still runs; `store_documents` of the whole ends it.
+
+        Tiled shows it as far as it keeps up. Should this process die, the run becomes a failed one.
+
+        Parameters
+        ----------
+        uid
+            Of the processed run.
+        documents
+            In their order, the start document first of all.
+
+        Raises
+        ------
+        OSError
+            The spool can't be written.
+        """
+        self._delivery.running.write(uid, documents)
+        self._delivery.wake()
 
     def deliver_spooled(self) -> int:
         """Give Tiled all that waits for it, now and in order; return how many runs still wait."""
@@ -157,7 +184,7 @@ class Catalog:
         raw_uid: str | None = None,
         *,
         sample: str | None = None,
-        status: str | None = None,
+        status: StoredStatus | None = None,
         min_confidence: float | None = None,
         max_chi2: float | None = None,
         since: Moment | None = None,
@@ -171,7 +198,7 @@ class Catalog:
         raw_uid
             Of one scan, whole.
         sample, status
-            Exactly so.
+            Exactly so. Without a status those of scans that still run ("running") are left out.
         min_confidence, max_chi2
             Limits included; a reconstruction without that number is left out.
         since, until
@@ -183,6 +210,8 @@ class Catalog:
         equal = {"raw_uid": raw_uid, "sample": sample, "status": status}
         for key, value in equal.items():
             found = found if value is None else found.search(Eq(f"start.{key}", value))
+        if status is None:
+            found = found.search(NotEq("start.status", RUNNING))
         limits = [
             ("ge", "scalars.confidence", min_confidence),
             ("le", "scalars.chi2", max_chi2),
@@ -228,6 +257,31 @@ class Catalog:
             with contextlib.suppress(FileNotFoundError):
                 return reconstruction_from_documents(waiting.documents())
         return reconstruction_from_run(self._run("processed", uid))
+
+    def partials(self, uid: str) -> list[PartialResult]:
+        """Return what was known of a crystal while its scan ran, in order; of a running scan, so far.
+
+        Parameters
+        ----------
+        uid
+            Of the scan's run, then its newest reconstruction with partial results is taken; or of the
+            processed run. Either by its first characters too, if it is on this machine still.
+
+        Raises
+        ------
+        NotFound
+            No reconstruction has that uid, or is of that scan.
+        """
+        for run in reversed([*running_runs(self._spool), *self._delivery.waiting()]):
+            # It may be delivered, and gone from here, in this very moment.
+            with contextlib.suppress(FileNotFoundError):
+                if run.kind == "processed" and _is_of(run, uid):
+                    return partials_from_documents(run.documents())
+        ofscan = self.processed.search(Eq("start.purpose", PURPOSE)).search(Eq("start.raw_uid", uid))
+        for run in ofscan.sort(("start.time", -1)).values():
+            if found := partials_from_run(run):
+                return found
+        return [] if len(ofscan) else partials_from_run(self._run("processed", uid))
 
     def raw_documents(self, raw_uid: str) -> Iterator[Document]:
         """Yield a stored raw run's documents as they were emitted, every frame in its event.
@@ -275,6 +329,12 @@ def _on_recorded(delivery: Delivery, documents: list[Document] | None) -> None:
     if documents is not None:
         delivery.hold("raw", documents)
     delivery.wake()
+
+
+def _is_of(run: SpooledRun | HeldRun, uid: str) -> bool:
+    """Whether a run has that uid, or is a reconstruction of the scan that has it."""
+    _, start = next(run.documents())
+    return any(start[name].startswith(uid) for name in ("uid", "raw_uid"))
 
 
 def _timestamp(moment: Moment | None) -> float | None:

@@ -47,7 +47,7 @@ def settings(directory: Path | None = None) -> Settings:
     try:
         chosen = Settings()
     except ValidationError as error:
-        raise InvalidInput(f"the settings are wrong: {_faults(error)}") from error
+        raise InvalidInput(f"the settings are wrong: {faults(error)}") from error
     except (SettingsError, tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         source = config_file() or "the environment"
         raise InvalidInput(f"the settings can't be read, look at {source}: {error}") from error
@@ -76,11 +76,12 @@ def choose(settings: Settings, **given: Any) -> Settings:
     try:
         options = ReconstructionOptions.model_validate(settings.reconstruction.model_dump() | chosen)
     except ValidationError as error:
-        raise InvalidInput(f"the options are wrong: {_faults(error)}") from error
+        raise InvalidInput(f"the options are wrong: {faults(error)}") from error
     return settings.model_copy(update={"reconstruction": options})
 
 
-def _faults(error: ValidationError) -> str:
+def faults(error: ValidationError) -> str:
+    """Return what is wrong with settings, in one line and without their values."""
     # Without the values: one of them may be the server's key.
     faults = error.errors(include_input=False, include_url=False)
     return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
