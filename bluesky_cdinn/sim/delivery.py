@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import h5py
 import numpy as np
 from event_model import (
     ComposeResourceBundle,
@@ -24,11 +23,9 @@ from event_model.documents import StreamRange
 from numpy.typing import NDArray
 
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.sim.frame_file import DATASET, FrameFile
 
 DeliveryName = Literal["event", "resource", "stream"]
-
-DATASET = "/entry/data/data"
-"""Where areaDetector's HDF5 plugin writes the frames, and where readers look for them."""
 
 
 class FrameFormat(NamedTuple):
@@ -118,8 +115,7 @@ class _InFile(Delivery):
     def __init__(self, frames: FrameFormat, directory: Path) -> None:
         super().__init__(frames)
         self._directory = directory
-        self._file: h5py.File | None = None
-        self._stack: h5py.Dataset | None = None
+        self._file: FrameFile | None = None
         self._index = -1
         self._timestamp = time.time()
         self._due = False
@@ -129,28 +125,20 @@ class _InFile(Delivery):
         """Start a new file, readable by others from now on."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self.path = (self._directory / f"{self.frames.key}-{uuid.uuid4()}.h5").absolute()
-        self._file = h5py.File(self.path, "w", libver="latest")
-        self._stack = self._file.create_dataset(
-            DATASET,
-            shape=(0, *self.frames.shape),
-            maxshape=(None, *self.frames.shape),
-            chunks=(1, *self.frames.shape),
-            dtype=self.frames.dtype,
-        )
-        self._file.swmr_mode = True
+        self._file = FrameFile(self.path, self.frames.shape, self.frames.dtype)
         self._index = -1
         self._due = False
         self._announce(self.path)
 
     def deliver(self, frame: NDArray[Any]) -> None:
         """Append the frame, or write it over the last one if no event has referred to that."""
-        if self._stack is None:
+        if self._file is None:
             raise RuntimeError(f"{self.frames.key} goes to a file: stage the detector before it is triggered")
-        if not self._due:
+        if self._due:
+            self._file.overwrite(frame)
+        else:
             self._index += 1
-            self._stack.resize(self._index + 1, axis=0)
-        self._stack[self._index] = frame
-        self._stack.flush()
+            self._file.append(frame)
         self._timestamp = time.time()
         self._due = True
 
@@ -158,7 +146,7 @@ class _InFile(Delivery):
         """Close the file."""
         if self._file is not None:
             self._file.close()
-            self._file = self._stack = None
+            self._file = None
 
     @abstractmethod
     def _announce(self, path: Path) -> None:
