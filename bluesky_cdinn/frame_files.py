@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
-from bluesky_cdinn.records import RockingCurve
+from bluesky_cdinn.records import FrameReference, RockingCurve
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,15 @@ MIN_FRAMES = 3
 RETRY_S = 0.1
 
 # What h5py raises for files that are missing, unfinished or damaged, whose sizes may be nonsense too.
-_UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, MemoryError)
+_UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError)
 
 
-def load_frames(curve: RockingCurve, *, patience_s: float = 5.0) -> RockingCurve:
+def load_frames(
+    curve: RockingCurve,
+    *,
+    patience_s: float = 5.0,
+    known: MutableMapping[FrameReference, NDArray[Any]] | None = None,
+) -> RockingCurve:
     """Return the curve with its frames in one array instead of references.
 
     A frame that can't be read is left out together with its point, and its place in the curve is added to
@@ -39,6 +44,8 @@ def load_frames(curve: RockingCurve, *, patience_s: float = 5.0) -> RockingCurve
         Returned as it is if its frames are an array already.
     patience_s
         How long to wait, in all, for files that aren't there, or frames that aren't written yet.
+    known
+        Frames that were read before and needn't be again; what is read is added.
 
     Raises
     ------
@@ -51,15 +58,20 @@ def load_frames(curve: RockingCurve, *, patience_s: float = 5.0) -> RockingCurve
         return curve
     deadline = time.monotonic() + patience_s
     by_dataset: dict[tuple[Path, str], list[int]] = defaultdict(list)
-    for place, reference in enumerate(curve.frames):
-        by_dataset[reference.path, reference.dataset].append(place)
     frames: dict[int, NDArray[Any]] = {}
+    for place, reference in enumerate(curve.frames):
+        if known is not None and reference in known:
+            frames[place] = known[reference]
+        else:
+            by_dataset[reference.path, reference.dataset].append(place)
     reasons: list[str] = []
     for (path, dataset), places in by_dataset.items():
         wanted = [curve.frames[place].index for place in places]
         read, reason = _read_patiently(path, dataset, wanted, deadline)
         frames.update({place: read[i] for place, i in zip(places, wanted, strict=True) if i in read})
         reasons += [reason] if reason else []
+    if known is not None:
+        known.update({curve.frames[place]: frame for place, frame in frames.items()})
     for reason in reasons:
         logger.warning("frames can't be read: %s", reason)
     if len(frames) < MIN_FRAMES:
@@ -128,7 +140,7 @@ def open_frames(path: Path, dataset: str) -> Iterator[h5py.Dataset]:
         file = h5py.File(path, "r")
     with file:
         if not isinstance(data := file.get(dataset), h5py.Dataset):
-            raise KeyError(f"no dataset {dataset!r}, only {', '.join(datasets(file)) or 'none'}")
+            raise KeyError(f"no dataset {dataset!r}, only {', '.join(map(str, datasets(file))) or 'none'}")
         yield data
 
 
@@ -154,7 +166,7 @@ def _read(data: h5py.Dataset, indices: Sequence[int]) -> Iterator[tuple[int, NDA
         return
     if data.ndim < 2:
         raise InvalidInput(f"frames must be 2D, got the shape {data.shape} in {data.name}")
-    there = [index for index in indices if 0 <= index < len(data)]
+    there = [index for index in indices if 0 <= index < len(data) and _is_written(data, index)]
     breaks = [0, *(n + 1 for n, (a, b) in enumerate(pairwise(there)) if b != a + 1), len(there)]
     todo = [there[first:end] for first, end in pairwise(breaks) if first < end]
     errors: list[Exception] = []
@@ -170,6 +182,14 @@ def _read(data: h5py.Dataset, indices: Sequence[int]) -> Iterator[tuple[int, NDA
                 todo = [[index] for index in block] + todo
     if errors:
         raise errors[0]
+
+
+def _is_written(data: h5py.Dataset, index: int) -> bool:
+    """Whether there is anything of a frame: HDF5 gives zeros, as if measured, for what was never written."""
+    if data.chunks is None or data.is_virtual:
+        return True
+    first = (index // data.chunks[0] * data.chunks[0], *[0] * (data.ndim - 1))
+    return data.id.get_chunk_info_by_coord(first).byte_offset is not None
 
 
 def _block(data: h5py.Dataset, first: int, end: int) -> NDArray[Any]:
