@@ -1,11 +1,12 @@
 """A crystal while its scan runs: each update starts from the one before, and the final result from the last.
 
 What has not been measured yet is masked, never zero. Half of a rocking curve and a little more fixes the
-crystal already (docs/explanations/live.md): what the other half adds is precision.
+crystal already (docs/explanations/running-scans.md): what the other half adds is precision.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,21 @@ from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.grid import window_on_grid
 from bluesky_cdinn.posing import centre_peak, padded, pose
 from bluesky_cdinn.preview import Frame, preview
-from bluesky_cdinn.records import DiffractionVolume, PartialResult, Reconstruction, RockingCurve
+from bluesky_cdinn.records import (
+    DiffractionVolume,
+    FrameReference,
+    PartialResult,
+    Reconstruction,
+    RockingCurve,
+)
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.warm_start import WarmStart
 from bluesky_cdinn.watch import Cancel, Report, Watch
 
 # A running scan has its peak in view once the frames at both ends hold less than this part of the brightest.
 PAST_THE_PEAK = 0.5
+# What of a file isn't there yet comes with the next update, s.
+PATIENCE_S = 0.2
 # Running scans that are remembered; one that never ends must not stay for ever.
 REMEMBERED = 8
 
@@ -60,13 +69,30 @@ class Followed:
 
 
 @dataclass
+class RunningScan:
+    """What the follower holds of a scan.
+
+    Parameters
+    ----------
+    last
+        What its last update came to; None before there was one.
+    frames
+        Those that were read from files. The final result reads its own: a file may have held less than it
+        seemed to while it was being written.
+    """
+
+    last: Followed | None = None
+    frames: dict[FrameReference, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass
 class ScanFollower:
     """Reconstructs scans while they run and when they have ended: the worker's entry.
 
     It is made once in the worker's process and called with whatever has been measured so far.
     """
 
-    _scans: OrderedDict[str, Followed] = field(default_factory=OrderedDict)
+    _scans: OrderedDict[str, RunningScan] = field(default_factory=OrderedDict)
 
     def __call__(
         self,
@@ -91,32 +117,52 @@ class ScanFollower:
             As `pipeline.reconstruct_curve` does.
         """
         options = options or ReconstructionOptions()
-        earlier = self._scans.get(curve.raw_uid)
-        if earlier is not None and earlier.options != options:
-            earlier = None
         if curve.exit_status == "unfinished":
-            partial, followed = within_memory(
-                lambda less: update(curve, less, earlier, progress=progress, cancelled=cancelled), options
-            )
-            self._remember(curve.raw_uid, replace(followed, options=options))
-            return partial
-        self._scans.pop(curve.raw_uid, None)
-        warm = earlier.warm if earlier is not None else None
-        result = within_memory(
+            return self._update(self._scan(curve.raw_uid), curve, options, progress, cancelled)
+        earlier = self._scans.pop(curve.raw_uid, RunningScan()).last
+        if earlier is None or earlier.options != options:
+            return self._result(curve, options, None, progress, cancelled)
+        result = self._result(curve, options, earlier.warm, progress, cancelled)
+        return replace(result, parameters={**result.parameters, "updates_at_points": list(earlier.points)})
+
+    def _update(
+        self,
+        scan: RunningScan,
+        curve: RockingCurve,
+        options: ReconstructionOptions,
+        progress: Report | None,
+        cancelled: Cancel | None,
+    ) -> PartialResult:
+        earlier = scan.last if scan.last is not None and scan.last.options == options else None
+        curve = load_frames(curve, patience_s=PATIENCE_S, known=scan.frames)
+        partial, followed = within_memory(
+            lambda less: update(curve, less, earlier, progress=progress, cancelled=cancelled), options
+        )
+        scan.last = replace(followed, options=options)
+        return partial
+
+    def _result(
+        self,
+        curve: RockingCurve,
+        options: ReconstructionOptions,
+        warm: WarmStart | None,
+        progress: Report | None,
+        cancelled: Cancel | None,
+    ) -> Reconstruction:
+        return within_memory(
             lambda less: pipeline.reconstruct_curve(
                 curve, less, progress=progress, cancelled=cancelled, warm=warm
             ),
             options,
         )
-        if earlier is None:
-            return result
-        return replace(result, parameters={**result.parameters, "updates_at_points": list(earlier.points)})
 
-    def _remember(self, raw_uid: str, followed: Followed) -> None:
-        self._scans[raw_uid] = followed
+    def _scan(self, raw_uid: str) -> RunningScan:
+        """Return what is held of a scan, and forget those that nothing was heard of for longest."""
+        scan = self._scans.setdefault(raw_uid, RunningScan())
         self._scans.move_to_end(raw_uid)
         while len(self._scans) > REMEMBERED:
             self._scans.popitem(last=False)
+        return scan
 
 
 def update(
@@ -127,7 +173,7 @@ def update(
     progress: Report | None = None,
     cancelled: Cancel | None = None,
 ) -> tuple[PartialResult, Followed]:
-    """Reconstruct what a running scan has measured, from where it was if it is known.
+    """Reconstruct what a running scan has measured, its frames read, from where it was if that is known.
 
     The object is fitted on the working grid, which holds all that the crystal needs. Its fit to the
     detector's own sampling and to the held-out voxels is left to the end.
@@ -143,7 +189,7 @@ def update(
     torch.set_num_threads(options.threads)
     with torch.no_grad():
         with watch.stage("prepare"):
-            volume = pipeline.measured_volume(load_frames(curve), options)
+            volume = pipeline.measured_volume(curve, options)
             require_peak(volume)
             centred, roll = centre_peak(volume)
             posed = pose(padded(centred, roll), options, choose_device(options.device))

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import h5py
 import numpy as np
 import pytest
 from crystals import crystal_and_counts
@@ -6,7 +9,7 @@ from bluesky_cdinn import following, pipeline, quality
 from bluesky_cdinn.errors import Cancelled, IncompleteScan
 from bluesky_cdinn.following import ScanFollower, fraction_measured
 from bluesky_cdinn.grid import window_on_grid
-from bluesky_cdinn.records import PartialResult, Reconstruction, RockingCurve
+from bluesky_cdinn.records import FrameReference, PartialResult, Reconstruction, RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions
 
 N = 32
@@ -61,7 +64,7 @@ def test_updates_come_close_to_the_truth_and_the_result_starts_from_the_last(cry
         assert isinstance(partial, PartialResult)
         assert partial.points == points
         assert partial.fraction == pytest.approx(points / N)
-        errors.append(error(follower._scans["scan"].density, truth))
+        errors.append(error(follower._scans["scan"].last.density, truth))
     assert errors[0] < 0.15
     assert errors[-1] < min(0.06, errors[0])
     result = follower(measured(counts, places), OPTIONS)
@@ -123,10 +126,10 @@ def test_cancelling_an_update_keeps_what_the_one_before_found(crystal):
     _, counts = crystal
     follower = ScanFollower()
     follower(up_to(counts, 20), OPTIONS)
-    before = follower._scans["scan"]
+    before = follower._scans["scan"].last
     with pytest.raises(Cancelled):
         follower(up_to(counts, 24), OPTIONS, cancelled=lambda: True)
-    assert follower._scans["scan"] is before
+    assert follower._scans["scan"].last is before
 
 
 def test_the_same_updates_give_the_same_result(crystal):
@@ -145,3 +148,24 @@ def test_the_fraction_is_of_the_planned_range(crystal):
     assert fraction_measured(measured(counts, twice[:20])) == pytest.approx(0.5)
     assert fraction_measured(measured(counts, np.arange(8), planned=None)) == pytest.approx(0.25)
     assert np.isnan(fraction_measured(RockingCurve(frames=counts[:8], angles_deg=ANGLES[:8])))
+
+
+def test_frames_in_files_are_read_once_while_the_scan_runs_and_anew_at_its_end(crystal, tmp_path):
+    truth, counts = crystal
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.zeros_like(counts)
+        file["data"][:24] = counts[:24]
+    references = tuple(FrameReference(path, "data", index) for index in range(N))
+    whole = measured(counts, np.arange(N))
+    follower = ScanFollower()
+    follower(replace(up_to(counts, 22), frames=references[:22]), OPTIONS)
+    with h5py.File(path, "r+") as file:
+        file["data"][:22] = 0
+    partial = follower(replace(up_to(counts, 24), frames=references[:24]), OPTIONS)
+    assert partial.points == 24
+    assert error(follower._scans["scan"].last.density, truth) < 0.15
+    with h5py.File(path, "r+") as file:
+        file["data"][:] = counts
+    result = follower(replace(whole, frames=references), OPTIONS)
+    assert quality.compare(result.density, truth).phase_rmse < 0.04
