@@ -7,7 +7,7 @@ reads frames or computes: that is `bluesky_cdinn.backfill_job`, run by `bluesky_
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -158,6 +158,22 @@ def decide(
         else:
             orders.append(_order(start, sample, why, reconstructions, standard))
     return Plan(tuple(orders), dict(left))
+
+
+def made_meanwhile(catalog: Catalog, order: Order, standard: Standard) -> str | None:
+    """Return the uid of a reconstruction that makes an order needless, made since; None: there is none.
+
+    Raises
+    ------
+    StoreUnavailable
+        Tiled can't be reached.
+    """
+    kept = replace(standard, keep_failed=True)
+    for run in _made(catalog, [order.raw_uid]):
+        new = run["stop"] is not None and run["start"]["uid"] not in order.known
+        if new and fault([run], kept) is None:
+            return run["start"]["uid"]
+    return None
 
 
 def _order(

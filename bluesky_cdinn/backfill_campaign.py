@@ -1,44 +1,40 @@
-"""Many orders of a backfill carried out: one after the other in this process, or side by side by Dask.
+"""The orders of a backfill given out: each claimed first, and tried again where its process died.
 
-What travels to a Dask worker is text: the settings without Tiled's key, and one order. The worker finds the
-key in its own environment. As many orders are given out as there are workers, so that a stop has nothing to
-take back: what runs is finished, the rest was never begun.
+Who carries them out asks for the next one when it has a hand free. So a stop has nothing to take back: what
+runs is finished, the rest was never begun.
 """
 
-import importlib.util
-import json
 import logging
-import os
-import queue
-import signal
-import threading
+import math
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import lru_cache
-from typing import Any
+from typing import Self
 
-from bluesky_cdinn.backfill import Order
-from bluesky_cdinn.backfill_job import Outcome, carry_out, store_failure
+import httpx
+
+from bluesky_cdinn.backfill import Order, made_meanwhile
+from bluesky_cdinn.backfill_claims import BackfillClaims
+from bluesky_cdinn.backfill_job import Outcome, carry_out, patiently, store_failure
 from bluesky_cdinn.catalog import Catalog
-from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.settings import Settings
+from bluesky_cdinn.errors import StoreUnavailable
+from bluesky_cdinn.staleness import Standard
 
 logger = logging.getLogger(__name__)
 
 Stop = Callable[[], bool]
 
-KEY_NAME = "CDINN_TILED__API_KEY"
-# Acquisition on the same machine goes first.
-NICENESS = 5
-_POLL_S = 0.5
-_CONNECT_S = 20.0
+LOOK_AGAIN_S = 2.0
+"""Between looks at scans that somebody else is at."""
+
+POLL_S = 0.5
+"""Between looks for something to do."""
 
 
-def carry_out_all(
-    catalog: Catalog, orders: Sequence[Order], stop: Stop, *, processes: int, scheduler: str | None = None
-) -> Iterator[Outcome]:
-    """Carry orders out until told to stop, and yield how each ended.
+class Campaign:
+    """The orders of a backfill, given out one by one, each to be claimed first.
+
+    What somebody else is at goes behind the rest, and is looked at again until it is done or given up.
 
     Parameters
     ----------
@@ -46,182 +42,90 @@ def carry_out_all(
         Where the scans are and the results go; its settings say how to reconstruct.
     orders
         Given out in turn.
-    stop
-        Asked all the time; once it says True no order is given out, and what runs is finished.
-    processes
-        Of this machine. A single one is this process: it takes no Dask, and dies with what it computes.
-    scheduler
-        Address of a Dask scheduler whose workers are used instead.
-
-    Raises
-    ------
-    InvalidInput
-        There is no Dask, or no such scheduler; or its workers couldn't reach Tiled.
-    """
-    processes = min(processes, len(orders))
-    if scheduler is None and processes <= 1:
-        for order in orders:
-            if stop():
-                return
-            yield carry_out(catalog, order)
-        return
-    where = (
-        cluster_at(scheduler, catalog.settings) if scheduler else local_cluster(catalog.settings, processes)
-    )
-    with where as client:
-        yield from by_dask(client, catalog, orders, stop)
-
-
-def by_dask(client: Any, catalog: Catalog, orders: Sequence[Order], stop: Stop) -> Iterator[Outcome]:
-    """Carry orders out on the workers of a Dask cluster until told to stop, and yield them as they end.
-
-    Parameters
-    ----------
-    client
-        `distributed.Client`.
-    catalog
-        Whose settings the workers get; it stores the failure of an order whose worker died of it.
-    orders
-        Given out in turn, one for each worker that there is at that time.
+    standard
+        By which they were ordered.
     stop
         Asked all the time; once it says True no order is given out.
     """
-    text = portable(catalog.settings)
-    waiting = list(reversed(orders))
-    running: dict[Any, Order] = {}
-    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    while running or (waiting and not stop()):
-        while waiting and not stop() and len(running) < max(1, len(client.nthreads())):
-            order = waiting.pop()
-            # By this key the scheduler knows the same order of two backfills for one.
-            key = f"cdinn-{order.processed_uid}"
-            future = client.submit(work, text, json.dumps(asdict(order)), key=key)
-            running[future] = order
-            future.add_done_callback(ended.put)
+
+    def __init__(self, catalog: Catalog, orders: Sequence[Order], standard: Standard, stop: Stop) -> None:
+        self.catalog = catalog
+        self._standard = standard
+        self._stop = stop
+        self._waiting = deque(orders)
+        self._others: deque[Order] = deque()
+        self._look_again = 0.0
+        self._patience = math.inf
+        self._deaths: Counter[str] = Counter()
+        self._claims = BackfillClaims(catalog)
+
+    def __enter__(self) -> Self:
+        self._claims.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._claims.__exit__(*exc_info)
+
+    @property
+    def over(self) -> bool:
+        """Whether no order will be given out any more."""
+        return self._stop() or not (self._waiting or self._others)
+
+    def next(self) -> Order | Outcome | None:
+        """Return an order to be carried out, how one ended that needs no carrying out, or None for now."""
+        if not self._waiting and time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + LOOK_AGAIN_S
+            self._waiting, self._others = self._others, deque()
+        if self.over or not self._waiting:
+            return None
+        order = self._waiting.popleft()
         try:
-            future = ended.get(timeout=_POLL_S)
-        except queue.Empty:
-            continue
-        yield _outcome(future, running.pop(future), catalog)
+            if not patiently(lambda: self._claims.take(order.raw_uid)):
+                return self._put_off(order)
+            there = patiently(lambda: made_meanwhile(self.catalog, order, self._standard))
+        except (StoreUnavailable, httpx.HTTPError) as error:
+            return self.ended(Outcome(order.raw_uid, "error", reason=" ".join(str(error).split())))
+        if there is None:
+            return order
+        return self.ended(Outcome(order.raw_uid, "skipped", there, "reconstructed meanwhile"))
+
+    def ended(self, outcome: Outcome) -> Outcome:
+        """Take note that an order has ended, and return how."""
+        self._patience = math.inf
+        if outcome.delivered:
+            self._claims.release(outcome.raw_uid)
+        return outcome
+
+    def died(self, order: Order) -> Outcome | None:
+        """Take note that the process died which carried an order out; None if it is tried again."""
+        self._deaths[order.raw_uid] += 1
+        if self._deaths[order.raw_uid] < self.catalog.settings.worker.attempts:
+            self._claims.release(order.raw_uid)
+            self._waiting.append(order)
+            return None
+        attempts = self._deaths[order.raw_uid]
+        reason = f"the process that reconstructed it died, {attempts} times of {attempts}"
+        return self.ended(store_failure(self.catalog, order, reason))
+
+    def _put_off(self, order: Order) -> Outcome | None:
+        timeout_s = self.catalog.settings.worker.timeout_s
+        if time.monotonic() > self._patience:
+            return Outcome(
+                order.raw_uid, "skipped", reason=f"another one is at it for more than {timeout_s:g} s"
+            )
+        if math.isinf(self._patience):
+            self._patience = time.monotonic() + timeout_s
+        self._others.append(order)
+        return None
 
 
-def work(settings: str, order: str) -> dict[str, Any]:
-    """Carry one order out in a Dask worker's process; both are JSON."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-    given = json.loads(order)
-    return asdict(carry_out(_catalog(settings), Order(**{**given, "known": tuple(given["known"])})))
-
-
-def portable(settings: Settings) -> str:
-    """Return settings as JSON for another process: paths whole, secrets left out."""
-    tiled, options = settings.tiled, settings.reconstruction
-    here = {
-        "directory": tiled.directory.absolute(),
-        "readable_storage": tuple(folder.absolute() for folder in tiled.readable_storage),
-        "api_key": None,
-    }
-    weights = {"weights": options.weights and options.weights.absolute()}
-    whole = settings.model_copy(
-        update={
-            "tiled": tiled.model_copy(update=here),
-            "reconstruction": options.model_copy(update=weights),
-            "spool": settings.spool.absolute(),
-        }
-    )
-    return whole.model_dump_json(exclude={"tiled": {"api_key"}, "remote": {"kafka"}})
-
-
-@contextmanager
-def local_cluster(settings: Settings, processes: int) -> Iterator[Any]:
-    """Give the client of a Dask cluster of processes on this machine that nobody else can connect to.
-
-    Raises
-    ------
-    InvalidInput
-        Dask is not installed.
-    """
-    distributed = _distributed("more than one process needs it; --processes 1 does without")
-    from dask import config
-
-    key = settings.tiled.api_key
-    # The processes get it from their environment, as workers elsewhere do.
-    environment = {} if key is None else {KEY_NAME: key.get_secret_value()}
-    deaths = {"distributed.scheduler.allowed-failures": settings.worker.attempts - 1}
-    with _deaf_to_interrupts(), config.set(deaths):
-        cluster = distributed.LocalCluster(
-            n_workers=processes,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            protocol="tls://",
-            security=True,
-            dashboard_address=None,
-            memory_limit=None,
-            env=environment,
-            silence_logs=logging.ERROR,
-        )
-    with cluster, distributed.Client(cluster) as client:
-        yield client
-
-
-@contextmanager
-def cluster_at(address: str, settings: Settings) -> Iterator[Any]:
-    """Give the client of a Dask cluster that runs already.
-
-    Raises
-    ------
-    InvalidInput
-        Dask is not installed, nobody answers at the address, or the settings name no Tiled server that the
-        cluster's workers could reach.
-    """
-    distributed = _distributed("--scheduler needs it")
-    if settings.tiled.uri is None and settings.tiled.profile is None:
-        raise InvalidInput(
-            "a cluster's workers need a Tiled server that they can reach, the settings name the directory "
-            f"{settings.tiled.directory}: set tiled.uri"
-        )
-    try:
-        client = distributed.Client(address, timeout=_CONNECT_S)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise InvalidInput(
-            f"--scheduler must be the address of a Dask scheduler, {address} doesn't answer: {error}"
-        ) from error
-    with client:
-        if not client.nthreads():
-            logger.warning("the scheduler at %s has no workers yet", address)
-        yield client
-
-
-def _distributed(why: str) -> Any:
-    if importlib.util.find_spec("distributed") is None:
-        raise InvalidInput(f"Dask is not installed, and {why}: pip install 'bluesky-cdinn[backfill]'")
-    import distributed
-
-    return distributed
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Have threads and processes that start here never see Ctrl-C, which a terminal sends to all of them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _outcome(future: Any, order: Order, catalog: Catalog) -> Outcome:
-    if future.status == "finished":
-        return Outcome(**future.result())
-    if future.status == "error":
-        from distributed.scheduler import KilledWorker
-
-        error = future.exception()
-        if not isinstance(error, KilledWorker):
-            return Outcome(order.raw_uid, "error", reason=f"{type(error).__name__}: {error}")
-        return store_failure(catalog, order, "the process that reconstructed it died, each time it was tried")
-    return Outcome(order.raw_uid, "error", reason="the Dask scheduler dropped it: it ended, or was restarted")
-
-
-@lru_cache(maxsize=1)
-def _catalog(settings: str) -> Catalog:
-    return Catalog(Settings(**json.loads(settings)))
+def one_by_one(campaign: Campaign) -> Iterator[Outcome]:
+    """Carry orders out in this process."""
+    while not campaign.over:
+        match campaign.next():
+            case Order() as order:
+                yield campaign.ended(carry_out(campaign.catalog, order))
+            case Outcome() as outcome:
+                yield outcome
+            case None:
+                time.sleep(POLL_S)

@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar
 import httpx
 from tiled.queries import Eq
 
-from bluesky_cdinn.backfill import PROCESSED, Order
+from bluesky_cdinn.backfill import Order
 from bluesky_cdinn.callbacks import stored_curve
 from bluesky_cdinn.catalog import Catalog
-from bluesky_cdinn.documents import PURPOSE, reconstruction_documents
+from bluesky_cdinn.documents import reconstruction_documents
 from bluesky_cdinn.errors import Cancelled, CdinnError, InvalidInput, StoreUnavailable, WeightsError
 from bluesky_cdinn.failure import failed_reconstruction, reason_of
 from bluesky_cdinn.listing import listed
@@ -46,8 +46,8 @@ class Outcome:
     raw_uid, processed_uid
         Of the scan and of its reconstruction; the latter empty where nothing was stored.
     status
-        "success" and "failed" are stored as processed runs; "skipped": somebody else has made one, or is at
-        it; "error": the scan couldn't be read or begun, and is left for the next time.
+        "success" and "failed" are stored as processed runs; "skipped": somebody else has made one, or has
+        been at it for too long; "error": the scan couldn't be read or begun, and is left for the next time.
     reason
         Empty for a success.
     chi2, confidence, seconds
@@ -89,9 +89,6 @@ def _carried_out(catalog: Catalog, order: Order) -> Outcome:
         return Outcome(
             order.raw_uid, "error", reason=f"version {order.version} is required, this process has {mine}"
         )
-    there = patiently(lambda: made_meanwhile(catalog, order))
-    if there is not None:
-        return Outcome(order.raw_uid, "skipped", there, "reconstructed meanwhile")
     try:
         result = _reconstruct(catalog, order)
     except (StoreUnavailable, httpx.HTTPError, WeightsError):
@@ -99,13 +96,6 @@ def _carried_out(catalog: Catalog, order: Order) -> Outcome:
     except Exception as error:
         return store_failure(catalog, order, reason_of(error))
     return _store(catalog, order, result)
-
-
-def made_meanwhile(catalog: Catalog, order: Order) -> str | None:
-    """Return the uid of a reconstruction that ended since the order was given, if there is one."""
-    of_it = Eq("start.purpose", PURPOSE), Eq("start.raw_uid", order.raw_uid)
-    ended = [run["start"] for run in listed(catalog.processed, PROCESSED, *of_it) if run["stop"] is not None]
-    return next((start["uid"] for start in ended if start["uid"] not in order.known), None)
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:

@@ -68,11 +68,11 @@ def backfill(
         chosen = choose(settings(directory), max_shape=shape, start=start, weights=weights, refine=refine,
                         starts=starts, seed=seed, device=device, threads=threads)  # fmt: skip
         from bluesky_cdinn.backfill import Wanted, plan
-        from bluesky_cdinn.backfill_campaign import carry_out_all
+        from bluesky_cdinn.backfill_campaign import Campaign
+        from bluesky_cdinn.backfill_dask import carry_out_all
         from bluesky_cdinn.catalog import connect
         from bluesky_cdinn.staleness import standard_now
 
-        count = processes or len(os.sched_getaffinity(0))
         wanted = Wanted(since, until, sample, tuple(raw or ()), limit)
         standard = standard_now(chosen.reconstruction, stale or (), keep_failed=keep_failed)
         with connect(chosen) as catalog:
@@ -85,10 +85,12 @@ def backfill(
                 if todo.orders and not as_json:
                     _print_orders(todo.orders)
                 return
-            with stop_request() as asked:
-                outcomes = carry_out_all(
-                    catalog, todo.orders, lambda: bool(asked), processes=count, scheduler=scheduler
-                )
+            count = min(processes or len(os.sched_getaffinity(0)), len(todo.orders))
+            with (
+                stop_request() as asked,
+                Campaign(catalog, todo.orders, standard, lambda: bool(asked)) as campaign,
+            ):
+                outcomes = carry_out_all(campaign, processes=count, scheduler=scheduler)
                 _tell(outcomes, len(todo.orders), answer)
             print(_summary(answer))
     if answer["failed"] or answer["error"]:
@@ -103,7 +105,7 @@ def _tell(outcomes: Iterator["Outcome"], total: int, answer: dict[str, Any]) -> 
         bar(Progress(f"0 of {total}", 0.0))
         for number, outcome in enumerate(outcomes, start=1):
             runs.append(outcome)
-            print(f"{number}/{total} {_line(outcome)}")
+            print(f"{number}/{total} {_line(outcome)}", flush=True)
             bar(Progress(f"{number} of {total}", number / total))
     count = Counter(outcome.status for outcome in runs)
     answer |= {status: count[status] for status in ("success", "failed", "skipped", "error")}

@@ -1,0 +1,219 @@
+"""A campaign's orders carried out side by side by Dask: processes of this machine, or any cluster.
+
+What is sent to a worker is text: the settings without Tiled's key, and one order. The worker finds the key in
+its own environment. (Dask itself pickles what it sends: who can connect to its scheduler can run anything.)
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from bluesky_cdinn.backfill import Order
+from bluesky_cdinn.backfill_campaign import POLL_S, Campaign, one_by_one
+from bluesky_cdinn.backfill_job import Outcome, carry_out
+from bluesky_cdinn.catalog import Catalog
+from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+KEY_NAME = "CDINN_TILED__API_KEY"
+# Acquisition on the same machine goes first.
+NICENESS = 5
+
+
+def carry_out_all(campaign: Campaign, *, processes: int, scheduler: str | None = None) -> Iterator[Outcome]:
+    """Carry orders out until told to stop, and yield how each ended.
+
+    Parameters
+    ----------
+    campaign
+        Gives the orders.
+    processes
+        Of this machine. A single one is this process: it takes no Dask, and dies with what it computes.
+    scheduler
+        Address of a Dask scheduler whose workers are used instead.
+
+    Raises
+    ------
+    InvalidInput
+        There is no Dask, or no such scheduler; or its workers couldn't reach Tiled.
+    """
+    settings = campaign.catalog.settings
+    if scheduler is not None:
+        where = cluster_at(scheduler, settings)
+    elif processes > 1:
+        where = local_cluster(settings, processes)
+    else:
+        yield from one_by_one(campaign)
+        return
+    with where as client:
+        yield from by_dask(client, campaign)
+
+
+def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
+    """Carry orders out on the workers of a Dask cluster, one for each worker that there is at the time.
+
+    Parameters
+    ----------
+    client
+        `distributed.Client`.
+    campaign
+        Its catalog stores the failure of an order whose worker died of it.
+    """
+    text = portable(campaign.catalog.settings)
+    running: dict[Any, Order] = {}
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    while running or not campaign.over:
+        while len(running) < max(1, len(client.nthreads())):
+            given = campaign.next()
+            if isinstance(given, Outcome):
+                yield given
+            if not isinstance(given, Order):
+                break
+            future = client.submit(work, text, json.dumps(asdict(given)), pure=False)
+            running[future] = given
+            future.add_done_callback(ended.put)
+        try:
+            future = ended.get(timeout=POLL_S)
+        except queue.Empty:
+            continue
+        order = running.pop(future)
+        outcome = campaign.died(order) if _killed(future) else campaign.ended(_outcome(future, order))
+        if outcome is not None:
+            yield outcome
+
+
+def work(settings: str, order: str) -> dict[str, Any]:
+    """Carry one order out in a Dask worker's process; both are JSON."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    given = json.loads(order)
+    return asdict(carry_out(_catalog(settings), Order(**{**given, "known": tuple(given["known"])})))
+
+
+def portable(settings: Settings) -> str:
+    """Return settings as JSON for another process: paths whole, secrets left out."""
+    tiled, options = settings.tiled, settings.reconstruction
+    here = {
+        "directory": tiled.directory.absolute(),
+        "readable_storage": tuple(folder.absolute() for folder in tiled.readable_storage),
+        "api_key": None,
+    }
+    weights = {"weights": options.weights and options.weights.absolute()}
+    whole = settings.model_copy(
+        update={
+            "tiled": tiled.model_copy(update=here),
+            "reconstruction": options.model_copy(update=weights),
+            "spool": settings.spool.absolute(),
+        }
+    )
+    return whole.model_dump_json(exclude={"tiled": {"api_key"}, "remote": {"kafka"}})
+
+
+@contextmanager
+def local_cluster(settings: Settings, processes: int) -> Iterator[Any]:
+    """Give the client of a Dask cluster of processes on this machine that nobody else can connect to.
+
+    Raises
+    ------
+    InvalidInput
+        Dask is not installed.
+    """
+    distributed = _distributed("more than one process needs it; --processes 1 does without")
+    from dask import config
+
+    key = settings.tiled.api_key
+    # The processes get it from their environment, as workers elsewhere do.
+    environment = {} if key is None else {KEY_NAME: key.get_secret_value()}
+    # Whether an order is tried again the campaign decides; the scheduler would also blame orders that were
+    # moved to a worker which then died.
+    deaths = {"distributed.scheduler.allowed-failures": 0}
+    with _deaf_to_interrupts(), config.set(deaths):
+        cluster = distributed.LocalCluster(
+            n_workers=processes,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            protocol="tls://",
+            security=True,
+            dashboard_address=None,
+            memory_limit=None,
+            env=environment,
+            silence_logs=logging.ERROR,
+        )
+    with cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def cluster_at(address: str, settings: Settings, connect_s: float = 20.0) -> Iterator[Any]:
+    """Give the client of a Dask cluster that runs already.
+
+    Raises
+    ------
+    InvalidInput
+        Dask is not installed, nobody answers at the address, or the settings name no Tiled server that the
+        cluster's workers could reach.
+    """
+    distributed = _distributed("--scheduler needs it")
+    if settings.tiled.uri is None and settings.tiled.profile is None:
+        raise InvalidInput(
+            "a cluster's workers need a Tiled server that they can reach, the settings name the directory "
+            f"{settings.tiled.directory}: set tiled.uri"
+        )
+    try:
+        client = distributed.Client(address, timeout=connect_s)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InvalidInput(
+            f"--scheduler must be the address of a Dask scheduler, {address} doesn't answer: {error}"
+        ) from error
+    with client:
+        if not client.nthreads():
+            logger.warning("the scheduler at %s has no workers yet", address)
+        yield client
+
+
+def _distributed(why: str) -> Any:
+    if importlib.util.find_spec("distributed") is None:
+        raise InvalidInput(f"Dask is not installed, and {why}: pip install 'bluesky-cdinn[backfill]'")
+    import distributed
+
+    return distributed
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Have threads and processes that start here never see Ctrl-C, which a terminal sends to all of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _killed(future: Any) -> bool:
+    from distributed.scheduler import KilledWorker
+
+    return future.status == "error" and isinstance(future.exception(), KilledWorker)
+
+
+def _outcome(future: Any, order: Order) -> Outcome:
+    if future.status == "finished":
+        return Outcome(**future.result())
+    if future.status == "error":
+        error = future.exception()
+        return Outcome(order.raw_uid, "error", reason=f"{type(error).__name__}: {error}")
+    return Outcome(order.raw_uid, "error", reason="the Dask scheduler dropped it: it ended, or was restarted")
+
+
+@lru_cache(maxsize=1)
+def _catalog(settings: str) -> Catalog:
+    return Catalog(Settings(**json.loads(settings)))
