@@ -71,6 +71,7 @@ class Catalog:
         self._spool = self.settings.spool.resolve()
         self._delivery = Delivery(self._spool, self._connection.container, self._connection.answers)
         self._recorder: RunRecorder | None = None
+        self._folders: dict[str, Any] = {}
         self._lock = threading.Lock()
         _open_catalogs.add(self)
         self._delivery.wake()
@@ -103,7 +104,11 @@ class Catalog:
 
     def folder(self, path: str) -> Any:
         """Client of any other container, made if there is none; ``a/b`` is b in a."""
-        return self._connection.folder(path)
+        known = self._folders.get(path)
+        # To walk there costs several requests each time.
+        if known is None or not self._connection.answers():
+            known = self._folders[path] = self._connection.folder(path)
+        return known
 
     def raw_writer(self) -> RunRecorder:
         """Return the callback to subscribe to a RunEngine; always the same one.

@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-from bluesky_cdinn import cli_backfill, cli_training
+from bluesky_cdinn import cli_backfill, cli_ioc, cli_training, cli_worker
 from bluesky_cdinn import cli_options as options
 from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.files import require_writable
-from bluesky_cdinn.records import Status
+from bluesky_cdinn.summary import StoredStatus
 from bluesky_cdinn.terminal import (
     answering,
     moment,
@@ -119,7 +119,7 @@ def reconstruct(
 def list_reconstructions(
     raw: Annotated[str | None, typer.Option(help="Only of the scan with this uid.")] = None,
     sample: Annotated[str | None, typer.Option(help="Only of this sample.")] = None,
-    status: Annotated[Status | None, typer.Option(help="Only those that ended so.")] = None,
+    status: Annotated[StoredStatus | None, typer.Option(help="Only those that ended so.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 20,
     directory: Directory = None,
     as_json: AsJson = False,
@@ -270,6 +270,8 @@ def doctor(directory: Directory = None, as_json: AsJson = False) -> None:
 
 app.add_typer(cli_training.app)
 app.add_typer(cli_backfill.app)
+app.add_typer(cli_worker.app)
+app.add_typer(cli_ioc.app)
 
 if __name__ == "__main__":
     app()

@@ -20,6 +20,7 @@ from bluesky_tiled_plugins.writing.tiled_writer import BATCH_SIZE, MAX_ARRAY_SIZ
 from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.documents import Document
 from bluesky_cdinn.errors import StoreUnavailable
+from bluesky_cdinn.running import RunningRuns, take_away
 from bluesky_cdinn.spool import (
     HeldRun,
     Kind,
@@ -51,6 +52,11 @@ class Delivery:
         Kind of run -> client of the container it belongs to; raises `StoreUnavailable` when Tiled is away.
     answers
         Whether Tiled is there.
+
+    Attributes
+    ----------
+    running
+        Processed runs of scans that still run, which are shown in Tiled meanwhile.
     """
 
     def __init__(self, spool: Path, container: Callable[[Kind], Any], answers: Callable[[], bool]) -> None:
@@ -62,6 +68,7 @@ class Delivery:
         self._away = False
         self._connect = False
         self._held: list[HeldRun] = []
+        self.running = RunningRuns(spool)
         self._starting = threading.Lock()
         self.closed = False
         self._one_at_a_time = threading.Lock()
@@ -103,6 +110,7 @@ class Delivery:
         Tiled being away is no error here; it is logged once.
         """
         with self._one_at_a_time:
+            self.running.show(self._container)
             if self._connect:
                 self._connect = False
                 with contextlib.suppress(StoreUnavailable):
@@ -215,7 +223,7 @@ def deliver(container: Any, uid: str, documents: Iterable[Document], *, every_ar
     if uid in runs:
         if "stop" in runs[uid].metadata:
             return
-        runs.delete_contents([uid], recursive=True, external_only=False)
+        take_away(runs, uid)
     head, rest = _up_to_data(documents)
     largest = 0 if every_array else MAX_ARRAY_SIZE
     writer = TiledWriter(container, max_array_size=largest, batch_size=_batch_size(head))

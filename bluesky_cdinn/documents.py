@@ -2,17 +2,19 @@
 
 The start document holds what a search needs (the raw run's uid, sample, status, every finite scalar) and
 what a repetition needs (parameters, history); the stream "reconstruction" holds the arrays, in one event. A
-failed reconstruction is a run without that stream, whose stop document says why.
+failed reconstruction is a run without that stream, whose stop document says why. What was known while the
+scan ran is in the stream "partial" (`bluesky_cdinn.partials`).
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import PurePath
+from time import time as now
 from typing import Any, Literal
 
 import numpy as np
-from event_model import ComposeDescriptorBundle, compose_run
+from event_model import ComposeDescriptorBundle, ComposeRunBundle, compose_run
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -22,6 +24,9 @@ from bluesky_cdinn.records import Reconstruction, Status
 
 PURPOSE = "reconstruction"
 STREAM = "reconstruction"
+RUNNING = "running"
+"""Status of a processed run whose scan still runs."""
+
 SPEC = "CDIReconstruction"
 
 Document = tuple[str, dict[str, Any]]
@@ -71,22 +76,29 @@ def reconstruction_documents(
     InvalidInput
         A scalar has the name of an array.
     """
-    if clash := set(reconstruction.scalars) & {*_ARRAYS, *_DERIVED, "time", "seq_num"}:
-        raise InvalidInput(f"scalars must have names of their own, got {sorted(clash)}")
-    run = compose_run(uid=uid, time=time, metadata=_start_metadata(reconstruction))
+    run = compose_run(uid=uid, time=time, metadata=start_metadata(reconstruction))
     yield "start", dict(run.start_doc)
-    events = 0
+    yield from compose_end(run, reconstruction)
+
+
+def compose_end(run: ComposeRunBundle, reconstruction: Reconstruction) -> Iterator[Document]:
+    """Yield the last documents of a run: descriptor and event where it is a success, and stop.
+
+    Raises
+    ------
+    InvalidInput
+        A scalar has the name of an array; the run can be ended with another reconstruction.
+    """
     if reconstruction.status == "success":
         stream, data = _compose_stream(run.compose_descriptor, reconstruction)
         yield "descriptor", dict(stream.descriptor_doc)
-        timestamps = dict.fromkeys(data, run.start_doc["time"])
+        timestamps = dict.fromkeys(data, now())
         yield "event", dict(stream.compose_event(data=data, timestamps=timestamps, validate=False))
-        events = 1
     stop = run.compose_stop(
         exit_status=_EXIT_STATUS[reconstruction.status],
         reason=reconstruction.reason,
     )
-    yield "stop", {**stop, "num_events": {STREAM: events} if events else {}}
+    yield "stop", dict(stop)
 
 
 def reconstruction_from_documents(documents: Iterable[Document]) -> Reconstruction:
@@ -99,10 +111,13 @@ def reconstruction_from_documents(documents: Iterable[Document]) -> Reconstructi
     """
     start: Mapping[str, Any] = {}
     data: Mapping[str, Any] = {}
+    stream = None
     for name, document in documents:
         if name == "start":
             start = document
-        elif name == "event":
+        elif name == "descriptor" and document["name"] == STREAM:
+            stream = document["uid"]
+        elif name == "event" and document["descriptor"] == stream:
             data = document["data"]
     return _reconstruction(start, data)
 
@@ -157,7 +172,16 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float | np.floating) and not math.isfinite(value)
 
 
-def _start_metadata(reconstruction: Reconstruction) -> dict[str, Any]:
+def start_metadata(reconstruction: Reconstruction) -> dict[str, Any]:
+    """Return what the start document says.
+
+    Raises
+    ------
+    InvalidInput
+        A scalar has the name of an array.
+    """
+    if clash := set(reconstruction.scalars) & {*_ARRAYS, *_DERIVED, "time", "seq_num"}:
+        raise InvalidInput(f"scalars must have names of their own, got {sorted(clash)}")
     parameters = plain(reconstruction.parameters)
     metadata = plain(reconstruction.metadata)
     start = {
@@ -211,6 +235,11 @@ def _reconstruction(start: Mapping[str, Any], data: Mapping[str, Any]) -> Recons
         raise InvalidInput(
             f"a run with purpose {PURPOSE!r} is needed, got {start.get('purpose')!r} "
             f"(run {start.get('uid', 'without a start document')})"
+        )
+    if start["status"] == RUNNING:
+        raise InvalidInput(
+            f"the scan of reconstruction {start['uid']} still runs: only partial results are there so far "
+            "(Catalog.partials)"
         )
     if start["status"] == "success" and "density" not in data:
         raise InvalidInput(f"the stored reconstruction {start['uid']} is incomplete: it has no density")

@@ -77,6 +77,14 @@ class WorkerSettings(_Section):
     attempts: int = Field(default=2, ge=1, description="How often a job is tried whose worker died.")
 
 
+class LiveSettings(_Section):
+    """Updates of the reconstruction while its scan runs."""
+
+    updates: bool = Field(default=True, description="Look at scans while they run.")
+    least_points: int = Field(default=8, ge=3, description="Points before the first look.")
+    interval_s: float = Field(default=1.0, ge=0, description="The least time from one look to the next.")
+
+
 class RemoteSettings(_Section):
     """Reconstruction by workers elsewhere: where documents go, and how workers share the scans."""
 
@@ -101,7 +109,9 @@ class RemoteSettings(_Section):
     workers: str = Field(default="workers", description="Container in Tiled with each worker's heartbeat.")
     heartbeat_s: float = Field(default=2.0, gt=0, description="Seconds between heartbeats.")
     silent_s: float = Field(
-        default=30.0, gt=0, description="A worker whose heart is silent for so long has died; others take over."
+        default=30.0,
+        gt=0,
+        description="A worker whose heart is silent for so long has died; others take over.",
     )
     sweep_s: float = Field(
         default=10.0, gt=0, description="Seconds between looks at Tiled for scans that nobody has done."
@@ -135,6 +145,7 @@ class Settings(BaseSettings):
     tiled: TiledSettings = TiledSettings()
     worker: WorkerSettings = WorkerSettings()
     reconstruction: ReconstructionOptions = ReconstructionOptions()
+    live: LiveSettings = LiveSettings()
     remote: RemoteSettings = RemoteSettings()
     cdi: dict[str, Any] = Field(default_factory=dict)
     spool: Path = Field(default=Path(".cdinn/spool"), description="Results wait here while Tiled is away.")

@@ -29,7 +29,10 @@ Kind = Literal["raw", "processed"]
 _DOCUMENTS = "documents.jsonl"
 _ARRAY = "$npy"
 _GROWING = ".part"
+_RUNNING = ".running"
 _REJECTED = ".rejected"
+_NOT_READY = (_GROWING, _RUNNING, _REJECTED)
+ABANDONED = "the process that ran it ended before the run did"
 _NAME = re.compile(r"(?P<time>\d{20})-(?P<kind>raw|processed)-(?P<uid>[\w.:-]{1,200})")
 
 
@@ -48,7 +51,9 @@ class SpooledRun:
             raise InvalidInput(f"{path} is not the folder of a spooled run")
         self.path = path
         self.kind: Kind = "raw" if match["kind"] == "raw" else "processed"
-        self.uid = match["uid"].removesuffix(_GROWING).removesuffix(_REJECTED)
+        self.uid = match["uid"]
+        for suffix in _NOT_READY:
+            self.uid = self.uid.removesuffix(suffix)
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents, arrays included; a last line that was cut short is left out."""
@@ -114,18 +119,30 @@ class RunJournal:
 
     The folder has a provisional name until the stop document; a lock on its file tells a run that is being
     written from one whose process died.
+
+    Parameters
+    ----------
+    spool
+        The folder.
+    kind
+        What the run is.
+    start
+        Its start document.
+    running
+        Whether this is written in place of a whole run that is still to come: only if that never comes, since
+        the process died, does this go to Tiled.
     """
 
-    def __init__(self, spool: Path, kind: Kind, start: Mapping[str, Any]) -> None:
+    def __init__(self, spool: Path, kind: Kind, start: Mapping[str, Any], *, running: bool = False) -> None:
         name = f"{int(float(start.get('time', time.time())) * 1e9):020d}-{kind}-{start['uid']}"
         if _NAME.fullmatch(name) is None:
             raise InvalidInput(
                 f"a run's uid must be made of letters, digits, '.', ':' and '-', got {start['uid']!r}"
             )
-        self._path = spool / (name + _GROWING)
+        self._path = spool / (name + (_RUNNING if running else _GROWING))
         self._arrays = 0
         # Under a name that nobody looks for until it is locked, lest it be taken for abandoned.
-        unlocked = spool / f".{name}"
+        unlocked = spool / f".{self._path.name}"
         unlocked.mkdir(parents=True)
         self._lines: IO[str] = (unlocked / _DOCUMENTS).open("w")
         fcntl.flock(self._lines, fcntl.LOCK_EX)
@@ -152,10 +169,14 @@ class RunJournal:
     def withdraw(self) -> list[Document]:
         """Give up writing this run: return what has been written, and remove it."""
         written = list(SpooledRun(self._path).documents())
+        self.discard()
+        return written
+
+    def discard(self) -> None:
+        """Remove what has been written."""
         with contextlib.suppress(OSError):
             self._lines.close()
         shutil.rmtree(self._path, ignore_errors=True)
-        return written
 
     def _encode(self, value: Any) -> Any:
         if isinstance(value, np.ndarray) and value.dtype != object:
@@ -177,12 +198,26 @@ def spooled_runs(spool: Path) -> list[SpooledRun]:
     if not spool.is_dir():
         return []
     paths = sorted(path for path in spool.iterdir() if _NAME.match(path.name) and path.is_dir())
-    return [SpooledRun(path) for path in paths if not path.name.endswith((_GROWING, _REJECTED))]
+    return [SpooledRun(path) for path in paths if not path.name.endswith(_NOT_READY)]
+
+
+def running_runs(spool: Path) -> list[SpooledRun]:
+    """Return the processed runs whose scans still run, as far as they are, oldest first."""
+    if not spool.is_dir():
+        return []
+    return [SpooledRun(path) for path in sorted(spool.glob(f"*{_RUNNING}")) if _NAME.match(path.name)]
+
+
+def rejected_runs(spool: Path) -> list[Path]:
+    """Return the folders of runs that Tiled refused, oldest first."""
+    return sorted(spool.glob(f"*{_REJECTED}")) if spool.is_dir() else []
 
 
 def recover_abandoned(spool: Path) -> None:
     """Complete, with a stop document that says so, runs whose process died while it wrote them."""
-    for path in sorted(spool.glob(f"*{_GROWING}")) if spool.is_dir() else ():
+    if not spool.is_dir():
+        return
+    for path in sorted([*spool.glob(f"*{_GROWING}"), *spool.glob(f"*{_RUNNING}")]):
         try:
             # What a power cut leaves need not be text.
             with (path / _DOCUMENTS).open("r+", errors="replace") as lines:
@@ -195,6 +230,11 @@ def recover_abandoned(spool: Path) -> None:
 
 
 def _end_abandoned(path: Path, lines: IO[str]) -> None:
+    final = path.with_name(path.name.removesuffix(_GROWING).removesuffix(_RUNNING))
+    if final.exists():
+        # The whole run is there already: it died before it took this away.
+        shutil.rmtree(path)
+        return
     written: list[Document] = []
     end = 0
     for line in lines.read().splitlines(keepends=True):
@@ -214,12 +254,25 @@ def _end_abandoned(path: Path, lines: IO[str]) -> None:
             "time": os.stat(lines.fileno()).st_mtime,
             "run_start": written[0][1]["uid"],
             "exit_status": "fail",
-            "reason": "the process that ran it ended before the run did",
+            "reason": ABANDONED,
             "num_events": {},
         }
         lines.write(json.dumps(["stop", stop]) + "\n")
-    path.rename(path.with_name(path.name.removesuffix(_GROWING)))
+        lines.flush()
+        if SpooledRun(path).kind == "processed":
+            _call_failed(path / _DOCUMENTS)
+    path.rename(final)
     logger.warning("run %s was left unfinished by a process that died; it goes to Tiled as it is", path.name)
+
+
+def _call_failed(file: Path) -> None:
+    """Correct the start document of a processed run that has no result: a search goes by it."""
+    first, *rest = file.read_text(errors="replace").splitlines(keepends=True)
+    name, start = json.loads(first)
+    start |= {"status": "failed", "reason": ABANDONED}
+    corrected = file.with_suffix(".corrected")
+    corrected.write_text("".join([json.dumps([name, start]) + "\n", *rest]))
+    corrected.replace(file)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from bluesky_cdinn.records import Reconstruction, Status
+from bluesky_cdinn.records import Reconstruction
+
+StoredStatus = Literal["success", "failed", "cancelled", "running"]
+"""Of a processed run; a running one's scan has not ended."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ReconstructionSummary:
 
     raw_uid: str
     processed_uid: str = ""
-    status: Status = "success"
+    status: StoredStatus = "success"
     reason: str = ""
     chi2: float = math.nan
     free_llk: float = math.nan
@@ -84,6 +87,8 @@ class ReconstructionSummary:
     def __str__(self) -> str:
         name = self.processed_uid[:8] or "not stored"
         head = f"reconstruction {name} of scan {self.raw_uid[:8]}"
+        if self.status == "running":
+            return f"{head}: the scan still runs"
         if not self.success:
             return f"{head}: {self.status}: {self.reason}"
         numbers = [f"chi2 {self.chi2:.4g}", f"confidence {self.confidence:.2f}", f"{self.seconds:.1f} s"]

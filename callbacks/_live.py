@@ -10,10 +10,13 @@ from functools import partial
 from typing import Any, Self
 
 from bluesky_cdinn.callbacks._assembler import RockingCurveAssembler, is_rocking_curve
-from bluesky_cdinn.callbacks._publish import ProcessedCallback, Publisher, Scan
+from bluesky_cdinn.callbacks._publish import Publisher
 from bluesky_cdinn.callbacks._router import RunRouter
+from bluesky_cdinn.callbacks._scan import Scan
+from bluesky_cdinn.callbacks._subscribers import ProcessedCallback
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.errors import NotFound
+from bluesky_cdinn.records import PartialResult
 from bluesky_cdinn.settings import Settings
 from bluesky_cdinn.summary import ReconstructionSummary
 from bluesky_cdinn.worker import ReconstructionWorker
@@ -28,9 +31,10 @@ class LiveReconstruction:
     """Reconstruct every rocking scan whose documents come by.
 
     Subscribe it to a RunEngine: ``RE.subscribe(live)``. Taking a document costs microseconds and never
-    raises: frames are kept by reference, and everything else happens in one background thread, which hands
-    finished scans to the worker process and writes what comes back into the catalog. Each scan gives one
-    processed run, whatever happens: a scan that can't be reconstructed gives a failed one with the reason.
+    raises: frames are kept by reference, and everything else happens in one background thread, which has the
+    worker process look at scans while they run, hands it those that have ended, and writes what comes back
+    into the catalog. Each scan gives one processed run, whatever happens: a scan that can't be reconstructed
+    gives a failed one with the reason.
 
     Parameters
     ----------
@@ -65,7 +69,9 @@ class LiveReconstruction:
         self._owns = (worker is None, catalog is None)
         self._results: OrderedDict[str, Future[ReconstructionSummary]] = OrderedDict()
         self._lock = threading.Lock()
-        self._publisher = Publisher(self.catalog, self.worker, settings.worker.max_pending)
+        # Held by others, as long as they run.
+        self._scans: weakref.WeakValueDictionary[str, Scan] = weakref.WeakValueDictionary()
+        self._publisher = Publisher(self.catalog, self.worker, settings)
         self._router = RunRouter(self._open)
         # The background thread doesn't hold this object: forgetting it ends the thread.
         self._finalizer = weakref.finalize(self, self._publisher.close)
@@ -95,21 +101,33 @@ class LiveReconstruction:
             raise NotFound(f"no rocking scan {raw_uid} came by here; the last ones were: {seen}")
         return future
 
+    def latest(self, raw_uid: str) -> PartialResult | None:
+        """Return the newest partial result of a scan that runs; None before the first, and after the last.
+
+        What a scan's partial results were is in the catalog: `bluesky_cdinn.catalog.Catalog.partials`.
+        """
+        with self._lock:
+            scan = self._scans.get(raw_uid)
+        return scan.partial if scan is not None else None
+
     def subscribe(self, callback: ProcessedCallback) -> int:
         """Have `callback(name, document)` called with the documents of each processed run.
 
-        It is called in the background thread, after the result is out; what it raises is logged.
+        It is called in the background thread; what it raises is logged, and it gets no more of that run. The
+        start document comes with the first partial result, its status "running", then each partial result as
+        it is there; after the result is out, descriptor and event of the crystal, and the stop document. A
+        scan without partial results gives all at its end, and the start document says how it ended.
 
         Returns
         -------
         int
             A token for `unsubscribe`.
         """
-        return self._publisher.subscribe(callback)
+        return self._publisher.subscribers.add(callback)
 
     def unsubscribe(self, token: int) -> None:
         """Stop calling the callback that `subscribe` gave this token for."""
-        self._publisher.subscribers.pop(token, None)
+        self._publisher.subscribers.remove(token)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the results of all scans that have ended; False when that took longer."""
@@ -146,6 +164,7 @@ class LiveReconstruction:
         scan = Scan(dict(start), RockingCurveAssembler(self.settings.cdi))
         with self._lock:
             self._results[scan.uid] = scan.result
+            self._scans[scan.uid] = scan
             while len(self._results) > REMEMBERED:
                 self._results.popitem(last=False)
         # The scan takes longer than either needs to come up.
@@ -155,10 +174,5 @@ class LiveReconstruction:
 
 
 def _take(scan: Scan, publisher: "weakref.ref[Publisher]", name: str, doc: Mapping[str, Any]) -> None:
-    try:
-        if scan.assembler is not None:
-            scan.assembler(name, doc)
-    finally:
-        # A stop document that makes no sense ends the scan all the same.
-        if name == "stop" and (alive := publisher()) is not None:
-            alive.hand_over(scan)
+    if (alive := publisher()) is not None:
+        alive.take(scan, name, doc)

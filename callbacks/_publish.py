@@ -4,21 +4,23 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for_futures
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import Any
 
-import numpy as np
-
-from bluesky_cdinn.callbacks._assembler import RockingCurveAssembler
+from bluesky_cdinn.callbacks._scan import Scan
+from bluesky_cdinn.callbacks._subscribers import Subscribers
+from bluesky_cdinn.callbacks._updates import Updates
 from bluesky_cdinn.catalog import Catalog
-from bluesky_cdinn.documents import Document, reconstruction_documents
+from bluesky_cdinn.documents import Document
 from bluesky_cdinn.errors import CdinnError
-from bluesky_cdinn.records import Reconstruction, Status
+from bluesky_cdinn.failure import failed_reconstruction, reason_of
+from bluesky_cdinn.records import PartialResult, Reconstruction, Status
+from bluesky_cdinn.settings import Settings
 from bluesky_cdinn.summary import ReconstructionSummary
 from bluesky_cdinn.worker import ReconstructionWorker
 
@@ -26,21 +28,7 @@ logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 30.0
 
-ProcessedCallback = Callable[[str, Mapping[str, Any]], object]
-
-
-@dataclass(eq=False)
-class Scan:
-    """A scan between its start document and its result."""
-
-    start: Mapping[str, Any]
-    assembler: RockingCurveAssembler | None
-    result: Future[ReconstructionSummary] = field(default_factory=Future)
-
-    @property
-    def uid(self) -> str:
-        """Of the raw run."""
-        return self.start["uid"]
+Step = Callable[[], None]
 
 
 class Publisher:
@@ -49,27 +37,45 @@ class Publisher:
     Nothing waits for the worker here: a job that is done puts what is to be done next into the queue.
     """
 
-    def __init__(self, catalog: Catalog, worker: ReconstructionWorker, max_waiting: int) -> None:
-        self.subscribers: dict[int, ProcessedCallback] = {}
+    def __init__(self, catalog: Catalog, worker: ReconstructionWorker, settings: Settings) -> None:
+        self.subscribers = Subscribers()
         self._catalog = catalog
         self._worker = worker
-        self._max_waiting = max_waiting
-        self._tokens = count()
-        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._max_waiting = settings.worker.max_pending
+        self._todo: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._updates = Updates(worker, settings.live, self._todo.put, self._show)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._open: dict[Scan, Future[Reconstruction] | None] = {}
         self._waiting = 0
         self._closed = False
 
-    def subscribe(self, callback: ProcessedCallback) -> int:
-        """Call `callback` with the documents of each processed run; return a token."""
-        token = next(self._tokens)
-        self.subscribers[token] = callback
-        return token
+    def take(self, scan: Scan, name: str, doc: Mapping[str, Any]) -> None:
+        """Take a document of a scan; quick, from the RunEngine's thread."""
+        if not self._closed:
+            self._todo.put(partial(self._assemble, scan, name, doc))
+            if self._thread is None:
+                self._start()
+        if name == "stop":
+            self._hand_over(scan)
 
-    def hand_over(self, scan: Scan) -> None:
-        """Take a scan that has ended; quick, from the RunEngine's thread."""
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_work, args=(self._todo,), name="cdinn-publisher", daemon=True
+                )
+                self._thread.start()
+
+    def _assemble(self, scan: Scan, name: str, doc: Mapping[str, Any]) -> None:
+        try:
+            scan.take(name, doc)
+        except Exception:
+            logger.exception("a document (%s) could not be understood; the scan goes on", name)
+        if name in ("event", "event_page"):
+            self._updates.consider(scan)
+
+    def _hand_over(self, scan: Scan) -> None:
         with self._lock:
             self._open[scan] = None
             refusal = None
@@ -86,11 +92,6 @@ class Publisher:
                 threading.Thread(target=self._begin, args=(scan, refusal), daemon=True).start()
                 return
             self._todo.put(partial(self._begin, scan, refusal))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_work, args=(self._todo,), name="cdinn-publisher", daemon=True
-                )
-                self._thread.start()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the results of all scans that were handed over; False when that took longer."""
@@ -111,6 +112,7 @@ class Publisher:
             thread = self._thread
         for job in jobs:
             job.cancel()
+        self._updates.end_all()
         if thread is None or not thread.is_alive() or thread is threading.current_thread():
             return
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
@@ -130,6 +132,7 @@ class Publisher:
     def _begin(self, scan: Scan, refusal: str | None) -> None:
         with self._lock:
             self._waiting -= 1
+        self._updates.end(scan)
         try:
             if refusal is not None or scan.assembler is None:
                 self._publish(scan, _failure(scan, refusal or "its documents were dropped"))
@@ -137,19 +140,32 @@ class Publisher:
             if scan.result.cancelled():
                 self._publish(scan, _failure(scan, "cancelled before it began", "cancelled"))
                 return
-            curve = scan.assembler.curve()
+            job = self._worker.submit(scan.pieces())
             scan.assembler = None
-            job = self._worker.submit(curve)
         except Exception as error:
-            self._publish(scan, _failure(scan, _reason(error)))
+            self._publish(scan, _failure(scan, reason_of(error)))
             return
         with self._lock:
             self._open[scan] = job
             closed = self._closed
-        scan.result.add_done_callback(lambda done: job.cancel() if done.cancelled() else None)
-        job.add_done_callback(lambda _: self._todo.put(partial(self._end, scan, job)))
+        # Results are kept for long: they must not keep the job, and with it the scan.
+        scan.result.add_done_callback(partial(_cancel, weakref.ref(job)))
+        job.add_done_callback(lambda done: self._todo.put(partial(self._end, scan, done)))
         if closed:
             job.cancel()
+
+    def _show(self, scan: Scan, result: PartialResult) -> None:
+        try:
+            documents = scan.processed.update(result)
+        except CdinnError as error:
+            logger.warning("a partial result of scan %s can't be told: %s", scan.uid, error)
+            return
+        scan.partial = result
+        try:
+            self._catalog.store_running(scan.processed.uid, documents)
+        except OSError:
+            logger.exception("partial results of scan %s can't be written; the scan goes on", scan.uid)
+        self.subscribers.tell(scan.processed.uid, documents, scan.processed.head)
 
     def _end(self, scan: Scan, job: Future[Reconstruction]) -> None:
         try:
@@ -158,29 +174,31 @@ class Publisher:
             why = "the session ended before it" if self._closed else "cancelled on request"
             outcome = _failure(scan, f"{why}; reconstruct the stored scan to have it", "cancelled")
         except Exception as error:
-            outcome = _failure(scan, _reason(error))
+            outcome = _failure(scan, reason_of(error))
         self._publish(scan, outcome)
 
     def _publish(self, scan: Scan, outcome: Reconstruction) -> None:
-        documents: list[Document] = []
+        head, news = scan.processed.head, []
         try:
-            documents = _documents(scan, outcome)
-            self._catalog.store_documents(documents)
-            summary = ReconstructionSummary.from_start(documents[0][1], self._catalog.load)
+            whole, news = _documents(scan, outcome)
+            self._catalog.store_documents(whole)
+            summary = ReconstructionSummary.from_start(whole[0][1], self._catalog.load)
         except Exception as error:
             # Whoever waits for the result must get one.
             logger.exception("the reconstruction of scan %s could not be stored", scan.uid)
-            summary = ReconstructionSummary(raw_uid=scan.uid, status="failed", reason=_reason(error))
+            summary = ReconstructionSummary(raw_uid=scan.uid, status="failed", reason=reason_of(error))
+        self._worker.forget(scan.uid)
+        scan.partial = scan.assembler = None
         with self._lock:
             self._open.pop(scan, None)
         logger.info("%s", summary)
         if scan.result.set_running_or_notify_cancel():
             scan.result.set_result(summary)
-        for callback in list(self.subscribers.values()):
-            _call(callback, documents)
+        if news:
+            self.subscribers.tell(scan.processed.uid, news, head)
 
 
-def _work(todo: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
+def _work(todo: "queue.SimpleQueue[Step | None]") -> None:
     while (step := todo.get()) is not None:
         try:
             step()
@@ -190,38 +208,19 @@ def _work(todo: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
         del step
 
 
-def _documents(scan: Scan, outcome: Reconstruction) -> list[Document]:
+def _documents(scan: Scan, outcome: Reconstruction) -> tuple[list[Document], list[Document]]:
+    """Return the whole processed run, and of it what has not been told."""
     try:
-        return list(reconstruction_documents(outcome))
+        return scan.processed.end(outcome)
     except CdinnError as error:
-        return list(reconstruction_documents(_failure(scan, _reason(error))))
+        return scan.processed.end(_failure(scan, reason_of(error)))
 
 
-def _call(callback: ProcessedCallback, documents: list[Document]) -> None:
-    for name, document in documents:
-        try:
-            callback(name, document)
-        except Exception:
-            logger.exception("a callback for processed documents failed on a %s document", name)
-            return
+def _cancel(job: "weakref.ref[Future[Reconstruction]]", result: Future[ReconstructionSummary]) -> None:
+    if result.cancelled() and (running := job()) is not None:
+        running.cancel()
 
 
 def _failure(scan: Scan, reason: str, status: Status = "failed") -> Reconstruction:
     logger.warning("scan %s was not reconstructed: %s", scan.uid, reason)
-    metadata = {key: value for key, value in scan.start.items() if key not in ("uid", "scan_id")}
-    return Reconstruction(
-        density=np.zeros((0, 0, 0), np.complex64),
-        support=np.zeros((0, 0, 0), bool),
-        raw_uid=scan.uid,
-        scan_id=scan.start.get("scan_id"),
-        metadata=metadata,
-        status=status,
-        reason=reason,
-    )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, CdinnError):
-        return str(error)
-    logger.error("unforeseen", exc_info=error)
-    return f"{type(error).__name__}: {error}"
+    return failed_reconstruction(scan.start, reason, status)
