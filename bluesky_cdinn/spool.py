@@ -33,11 +33,13 @@ _RUNNING = ".running"
 _REJECTED = ".rejected"
 _NOT_READY = (_GROWING, _RUNNING, _REJECTED)
 ABANDONED = "the process that ran it ended before the run did"
+# The year 5138: what twenty digits of nanoseconds hold.
+_LATEST_S = 1e11
 _NAME = re.compile(r"(?P<time>\d{20})-(?P<kind>raw|processed)-(?P<uid>[\w.:-]{1,200})")
 
 
 class SpooledRun:
-    """One run in the spool; its folder's name holds its start time, kind and uid, so that names sort by age.
+    """One run in the spool; its folder's name holds its turn, kind and uid, so that names sort by age.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ class RunJournal:
     """
 
     def __init__(self, spool: Path, kind: Kind, start: Mapping[str, Any], *, running: bool = False) -> None:
-        name = f"{int(float(start.get('time', time.time())) * 1e9):020d}-{kind}-{start['uid']}"
+        name = f"{_turn(spool, start.get('time')):020d}-{kind}-{start['uid']}"
         if _NAME.fullmatch(name) is None:
             raise InvalidInput(
                 f"a run's uid must be made of letters, digits, '.', ':' and '-', got {start['uid']!r}"
@@ -191,6 +193,14 @@ class RunJournal:
         if isinstance(value, set | frozenset):
             return sorted(value)
         return str(value)
+
+
+def _turn(spool: Path, started: Any) -> int:
+    """Return a run's place in the queue, ns: when it started, but behind all others, wherever the clock is."""
+    plausible = isinstance(started, int | float) and 0 <= started < _LATEST_S
+    names = (_NAME.match(path.name) for path in spool.glob("*"))
+    last = max((int(match["time"]) for match in names if match), default=-1)
+    return max(int((started if plausible else time.time()) * 1e9), last + 1)
 
 
 def spooled_runs(spool: Path) -> list[SpooledRun]:

@@ -49,15 +49,20 @@ def test_what_json_does_not_know_is_told_in_words(tmp_path):
     assert came == {"path": "a/b", "set": [1, 3], "objects": [1, "x"]}
 
 
-def test_runs_wait_in_the_order_of_their_start_whatever_order_they_ended_in(tmp_path):
-    late, early = journal(tmp_path, "late", 2e9, "processed"), journal(tmp_path, "early", 1e9)
-    for run in (late, early):
-        assert not [waiting for waiting in spooled_runs(tmp_path) if waiting.uid == "early"]
+@pytest.mark.parametrize(
+    "clock", [(1e9, 2e9, 3e9), (3e9, 2e9, 1e9), (1.0, 1.0, 1.0), (5.0, -1, float("nan"))]
+)
+def test_runs_wait_in_the_order_in_which_they_began_whatever_the_clock_said(tmp_path, clock):
+    kinds = ("raw", "processed", "raw")
+    begun = [journal(tmp_path, f"run{i}", clock[i], kinds[i]) for i in range(3)]
+    for run in reversed(begun):
+        assert len(spooled_runs(tmp_path)) == 2 - begun.index(run)
         run.append("stop", STOP)
         run.complete()
     assert [(run.uid, run.kind) for run in spooled_runs(tmp_path)] == [
-        ("early", "raw"),
-        ("late", "processed"),
+        ("run0", "raw"),
+        ("run1", "processed"),
+        ("run2", "raw"),
     ]
 
 
