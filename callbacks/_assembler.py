@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_cdinn.callbacks._assets import DATUM_READERS, DatumReader, read_datum, stream_frames
+from bluesky_cdinn.callbacks._assets import (
+    DATUM_READERS,
+    DatumReader,
+    read_datum,
+    stored_numbers,
+    stream_frames,
+)
 from bluesky_cdinn.callbacks._documents import BASELINE, RunDocuments, understood
 from bluesky_cdinn.callbacks._frames import frame_array, in_pieces
 from bluesky_cdinn.callbacks._keys import (
@@ -56,9 +62,10 @@ def is_rocking_curve(start: Mapping[str, Any]) -> bool:
 class RockingCurveAssembler:
     """Collect the documents of one run, and make a `RockingCurve` of them when asked.
 
-    Nothing here blocks, opens a file or starts a thread: frames in events are kept by reference, frames in
-    files are noted as `FrameReference`. Documents of other runs are ignored, so that an assembler may be
-    subscribed to a RunEngine by itself; for many runs put it behind a `RunRouter`.
+    Taking a document neither blocks nor opens a file: frames in events are kept by reference, frames in
+    files are noted as `FrameReference`. Making a curve reads a file only where the angles aren't in events.
+    Documents of other runs are ignored, so that an assembler may be subscribed to a RunEngine by itself; for
+    many runs put it behind a `RunRouter`.
 
     Parameters
     ----------
@@ -127,7 +134,7 @@ class RockingCurveAssembler:
 
     def _pieces(self, start: Mapping[str, Any]) -> CurveInPieces:
         streams = {name: stream for name, stream in self._run.streams.items() if name != BASELINE}
-        if not any(self._run.points.get(name) for name in streams):
+        if not self._run.stream_datums and not any(self._run.points.get(name) for name in streams):
             raise IncompleteScan(
                 f"run {start['uid']} holds no point, a rocking curve needs {MIN_POINTS} or more"
             )
@@ -177,8 +184,12 @@ class RockingCurveAssembler:
         """Yield (readings, angle in deg, frame) of each point that is whole."""
         stream, external = self._run.streams[name], self._external(name, detector)
         unit = stream.scale(angle, DEGREES)
+        events = self._run.points.get(name, {})
+        # A fly scan has its angles, like its frames, in files, and may have no event.
+        angles = stored_numbers(self._external(name, angle)) if stream.is_external(angle) else {}
         left_out = []
-        for number, point in sorted(self._run.points.get(name, {}).items()):
+        for number in sorted(events.keys() | angles.keys()):
+            point = events.get(number, {})
             kept = self._frames.get((name, detector, number))
             # An image in the event too was fetched because the file can't be reached from here.
             if number in external and point.get(detector) is None:
@@ -189,7 +200,7 @@ class RockingCurveAssembler:
                 frame = self._frame(stream, detector, point)
                 if isinstance(frame, np.ndarray):
                     self._frames[name, detector, number] = (point, frame)
-            degrees = _number(point.get(angle)) * unit
+            degrees = _number(angles.get(number, point.get(angle))) * unit
             if frame is None or not math.isfinite(degrees):
                 left_out.append(number)
             else:
@@ -197,15 +208,16 @@ class RockingCurveAssembler:
         if left_out:
             logger.warning("points %s have no frame or no angle: left out", left_out)
 
-    def _external(self, name: str, detector: str) -> dict[int, tuple[FrameReference, ...]]:
-        """Frames of StreamDatum documents by event; the later document holds after a rewind."""
-        shape = self._run.streams[name].shape(detector)
+    def _external(self, name: str, key: str) -> dict[int, tuple[FrameReference, ...]]:
+        """Return what StreamDatum documents say of a data key, by event; after a rewind the later holds."""
+        stream = self._run.streams[name]
+        shape = stream.shape(key) if stream.is_image(key) else (*stream.shape(key), 1, 1)
         frames: dict[int, tuple[FrameReference, ...]] = {}
         for stream_name, datum in self._run.stream_datums:
             resource = self._run.resources.get(datum["stream_resource"])
             if resource is None:
                 logger.warning("stream_datum %s has no stream_resource: left out", datum.get("uid"))
-            elif stream_name == name and resource.get("data_key") == detector:
+            elif stream_name == name and resource.get("data_key") == key:
                 frames.update(stream_frames(resource, datum, shape))
         return frames
 

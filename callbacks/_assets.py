@@ -1,7 +1,7 @@
-"""Documents that point to files -> references to frames. No file is opened here.
+"""Documents that point to files -> references to frames, and the numbers that lie in files beside them.
 
-A new kind of file is supported by giving its spec (Resource) to the assembler's ``readers``; nothing else
-needs to change as long as its frames lie in HDF5.
+No frame is read here. A new kind of file is supported by giving its spec (Resource) to the assembler's
+``readers``; nothing else needs to change as long as its frames lie in HDF5.
 """
 
 import itertools
@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from bluesky_cdinn.errors import InvalidInput
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_cdinn.errors import IncompleteScan, InvalidInput
+from bluesky_cdinn.frame_files import open_frames
 from bluesky_cdinn.records import FrameReference
 
 DatumReader = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[FrameReference, ...]]
@@ -84,7 +88,8 @@ def stream_frames(
     resource, datum
         StreamResource and StreamDatum; a StreamResource from before event-model 1.20 is read too.
     frame_shape
-        The data key's shape in the descriptor, which says how many rows of the file one index covers.
+        The data key's shape in the descriptor, which says how many rows of the file one index covers; its
+        last two axes are the frame's.
 
     Raises
     ------
@@ -109,6 +114,38 @@ def stream_frames(
     return {
         event: tuple(FrameReference(path, dataset, row) for row in range(first, first + step))
         for event, first in zip(events, itertools.count(indices.start * rows, step), strict=False)
+    }
+
+
+def stored_numbers(references: Mapping[int, tuple[FrameReference, ...]]) -> dict[int, float]:
+    """Return the number that each event's references point to, of several their mean.
+
+    Parameters
+    ----------
+    references
+        Into one-dimensional datasets, by ``seq_num``: a fly scan's positions lie in files, not in events.
+
+    Returns
+    -------
+    dict
+        By ``seq_num``; numbers that aren't written yet are left out.
+
+    Raises
+    ------
+    IncompleteScan
+        If a file can't be read.
+    """
+    columns: dict[tuple[Path, str], NDArray[np.float64]] = {}
+    for path, dataset in {(r.path, r.dataset) for event in references.values() for r in event}:
+        try:
+            with open_frames(path, dataset) as stored:
+                columns[path, dataset] = np.asarray(stored[()], dtype=float).reshape(len(stored), -1)[:, 0]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise IncompleteScan(f"the angles in {path} can't be read: {error}") from error
+    return {
+        number: float(np.mean([columns[r.path, r.dataset][r.index] for r in event]))
+        for number, event in references.items()
+        if all(0 <= r.index < len(columns[r.path, r.dataset]) for r in event)
     }
 
 

@@ -62,6 +62,10 @@ class Stream:
         shape = self.shape(key)
         return len(shape) >= 2 and all(n is None or n > 1 for n in shape[-2:])
 
+    def is_external(self, key: str) -> bool:
+        """Whether a data key's values lie in files that documents point to."""
+        return bool(self.data_keys.get(key, {}).get("external"))
+
     def images(self) -> list[str]:
         """Every data key that is described as a frame."""
         return [key for key in self.data_keys if self.is_image(key)]
@@ -122,7 +126,6 @@ def angle_key(stream: Stream, wanted: str | None, motors: Iterable[str]) -> str:
     """
     names = [wanted] if wanted else list(motors)
     found = [key for name in names if (key := readback_key(stream, name)) is not None]
-    found = [key for key in found if not stream.data_keys[key].get("external")]
     if len(found) == 1:
         return found[0]
     raise InvalidInput(

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 DATASET = "/entry/data/data"
 """Where areaDetector's HDF5 plugin writes the frames, and where readers look for them."""
 
+ANGLES = "/entry/instrument/NDAttributes/angle"
+"""Where it writes a number of each frame, if it is given one."""
+
 
 class FrameFile:
     """A growing stack of frames, one chunk each.
@@ -24,16 +27,27 @@ class FrameFile:
         Of a pixel.
     swmr
         Whether others may read the file while it grows (single writer, multiple readers).
+    with_angles
+        Whether an angle comes with each frame, deg.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], *, swmr: bool = True
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        *,
+        swmr: bool = True,
+        with_angles: bool = False,
     ) -> None:
         self.path = path
         self._file = h5py.File(path, "w", libver="latest" if swmr else None)
         self._stack = self._file.create_dataset(
             DATASET, shape=(0, *shape), maxshape=(None, *shape), chunks=(1, *shape), dtype=dtype
         )
+        self._angles: h5py.Dataset | None = None
+        if with_angles:
+            self._angles = self._file.create_dataset(ANGLES, (0,), float, maxshape=(None,), chunks=(1024,))
         if swmr:
             self._file.swmr_mode = True
 
@@ -41,10 +55,14 @@ class FrameFile:
         """Return how many frames there are."""
         return len(self._stack)
 
-    def append(self, frame: NDArray[Any]) -> None:
-        """Add a frame; readers see it once this returns."""
+    def append(self, frame: NDArray[Any], angle_deg: float = np.nan) -> None:
+        """Add a frame; readers see it, and then its angle, once this returns."""
         self._stack.resize(len(self) + 1, axis=0)
         self.overwrite(frame)
+        if self._angles is not None:
+            self._angles.resize(len(self), axis=0)
+            self._angles[-1] = angle_deg
+            self._angles.flush()
 
     def overwrite(self, frame: NDArray[Any]) -> None:
         """Put a frame in the last one's place."""
