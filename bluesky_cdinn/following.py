@@ -186,6 +186,7 @@ def update(
         As in `pipeline.reconstruct_curve`.
     """
     watch = Watch(progress, cancelled)
+    known = earlier.points if earlier is not None else ()
     torch.set_num_threads(options.threads)
     with torch.no_grad():
         with watch.stage("prepare"):
@@ -194,7 +195,10 @@ def update(
             centred, roll = centre_peak(volume)
             posed = pose(padded(centred, roll), options, choose_device(options.device))
         warm = earlier.warm.on(posed, centred) if earlier is not None and earlier.warm is not None else None
-        solution = pipeline.solve(posed, options, watch, warm, full=False)
+        # Each search from other random phases than those before.
+        seed = options.seed + len(known)
+        searching = options.model_copy(update={"seed": seed})
+        solution = pipeline.solve(posed, searching, watch, warm, full=False)
         with watch.stage("judge"):
             numbers = pipeline.judge(solution.best, solution.finalists, posed.working.measurement)
             chi2 = float(solution.best.chi2[0])
@@ -213,8 +217,7 @@ def update(
     numbers.pop("transfer", None)
     frame = earlier.frame if earlier is not None else Frame.around(support)
     amplitude, phase = preview(density, support, frame)
-    agreed = phasing.agreement(solution.finalists) > phasing.SURE
-    known = earlier.points if earlier is not None else ()
+    agreed = phasing.agreement(solution.finalists) > phasing.AGREED
     points = len(curve.angles_deg)
     return (
         PartialResult(

@@ -35,6 +35,8 @@ from bluesky_cdinn.warm_start import WarmStart
 from bluesky_cdinn.watch import Cancel, Report, Watch
 from bluesky_cdinn.weights import shipped_weights
 
+# Where an object was found that the running scan's updates knew already.
+RUNNING = "running scan"
 # How many of the starts that agree are taken to the full grid; two suffice to compare.
 FINALISTS = 2
 
@@ -226,17 +228,19 @@ def solve(
     options, watch
         As everywhere.
     warm
-        Objects known from a part of it, on the working grid; left for a search where they part.
+        Objects known from a part of it, on the working grid. They are taken where they agree after all;
+        where they do so barely, a search may yet find better ones, which is left out at the end of a scan:
+        each update before it has searched.
     full
-        Whether the best object is fitted to the full grid too; else it stays on the working one.
+        Whether the best object is fitted to the full grid too; else, while a scan runs, it stays on the
+        working one.
     """
-    ending = posed if full else None
+    problem, known = posed.working, None
     if warm is not None and options.refine:
-        objects = refined(warm, posed.working, posed.working.levels[-1:], watch)
-        if phasing.agreement(objects) > phasing.SURE:
-            return finished(objects, ending, {"found_from": "running scan"}, watch)
+        known = refined(warm, problem, problem.levels[-1:], watch)
+        if phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
+            return finished(known, posed if full else None, {"found_from": RUNNING}, watch)
     generator = torch.Generator().manual_seed(options.seed)
-    problem = posed.working
     with watch.stage("starts"):
         start = start_named("autocorrelation" if options.start == "network" else options.start)
         guess = network_guess(options, problem.levels[0], posed.full.magnitude.device)
@@ -248,7 +252,10 @@ def solve(
         found = phasing.search(problem, start, options.starts, generator, watch, guess)
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
     objects = refined(objects, problem, problem.levels[1:], watch)
-    return finished(objects, ending, {"found_from": found.start, **weights}, watch, found.guess_chi2)
+    origin = {"found_from": found.start, **weights}
+    if known is not None and phasing.agreement(known) >= phasing.agreement(objects):
+        objects, origin = known, {"found_from": RUNNING}
+    return finished(objects, posed if full else None, origin, watch, found.guess_chi2)
 
 
 def refined(
