@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_cdinn.documents import Document
+from bluesky_cdinn.errors import CdinnError, InvalidInput
 from bluesky_cdinn.spool import Kind, RunJournal
 
 logger = logging.getLogger(__name__)
@@ -108,9 +109,15 @@ class _OpenRuns:
 
     def write(self, name: str, doc: Mapping[str, Any]) -> None:
         if name == "start":
+            if doc["uid"] in self._open:
+                raise InvalidInput(
+                    f"run {doc['uid']} was started twice; every start document needs its own uid"
+                )
             self._open[doc["uid"]] = _OpenRun(self._spool, self._kind, doc)
             return
         run = self._run_of(name, doc)
+        if run not in self._open:
+            raise InvalidInput(f"it must belong to a run that is recorded now, got one of {run!r}")
         self._open[run].append(name, doc)
         if name == "stop":
             ended = self._open.pop(run)
@@ -122,7 +129,7 @@ class _OpenRuns:
             if name != "stop":
                 self._owner[doc["uid"]] = doc["run_start"]
             return doc["run_start"]
-        return self._owner[doc["resource" if name in ("datum", "datum_page") else "descriptor"]]
+        return self._owner.get(doc["resource" if name in ("datum", "datum_page") else "descriptor"], "")
 
 
 def _record(documents: queue.SimpleQueue[Any], runs: _OpenRuns) -> None:
@@ -133,6 +140,8 @@ def _record(documents: queue.SimpleQueue[Any], runs: _OpenRuns) -> None:
         name, doc = item
         try:
             runs.write(name, doc)
+        except CdinnError as error:
+            logger.error("a %s document could not be recorded: %s", name, error)
         except Exception:
             logger.exception("a %s document could not be recorded", name)
 

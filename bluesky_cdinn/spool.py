@@ -157,7 +157,10 @@ class RunJournal:
 
     def append(self, name: str, document: Mapping[str, Any]) -> None:
         """Write one document, arrays first, so that a line never points to what isn't there."""
-        line = json.dumps([name, dict(document)], default=self._encode)
+        try:
+            line = json.dumps([name, dict(document)], default=self._encode)
+        except TypeError:
+            line = json.dumps([name, _with_text_keys(document)], default=self._encode)
         self._lines.write(line + "\n")
         self._lines.flush()
 
@@ -195,8 +198,15 @@ class RunJournal:
         return str(value)
 
 
+def _with_text_keys(value: Any) -> Any:
+    """Return a value whose mappings have the keys that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _turn(spool: Path, started: Any) -> int:
-    """Return a run's place in the queue, ns: when it started, but behind all others, wherever the clock is."""
+    """Return a run's place in the queue, ns: its start's time, but behind all others anyhow."""
     plausible = isinstance(started, int | float) and 0 <= started < _LATEST_S
     names = (_NAME.match(path.name) for path in spool.glob("*"))
     last = max((int(match["time"]) for match in names if match), default=-1)
@@ -241,8 +251,9 @@ def recover_abandoned(spool: Path) -> None:
 
 def _end_abandoned(path: Path, lines: IO[str]) -> None:
     final = path.with_name(path.name.removesuffix(_GROWING).removesuffix(_RUNNING))
-    if final.exists():
-        # The whole run is there already: it died before it took this away.
+    run = SpooledRun(path)
+    if any((other.kind, other.uid) == (run.kind, run.uid) for other in spooled_runs(path.parent)):
+        # The whole run is there already: its process died before it took this away.
         shutil.rmtree(path)
         return
     written: list[Document] = []
@@ -269,7 +280,7 @@ def _end_abandoned(path: Path, lines: IO[str]) -> None:
         }
         lines.write(json.dumps(["stop", stop]) + "\n")
         lines.flush()
-        if SpooledRun(path).kind == "processed":
+        if run.kind == "processed":
             _call_failed(path / _DOCUMENTS)
     path.rename(final)
     logger.warning("run %s was left unfinished by a process that died; it goes to Tiled as it is", path.name)

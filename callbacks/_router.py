@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from time import time
 from typing import Any
+from uuid import uuid4
 
 from bluesky_cdinn.errors import InvalidInput
 
@@ -11,7 +13,7 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[str, Mapping[str, Any]], object]
 
 MAX_OPEN_RUNS = 32
-"""Runs followed at once. A run whose stop never comes, because its process died, is given up past this."""
+"""Runs followed at once. A run whose stop never comes, because its process died, is stopped past this."""
 
 
 class RunRouter:
@@ -68,11 +70,27 @@ class RunRouter:
         if callback is None:
             return
         while len(self._callbacks) >= MAX_OPEN_RUNS:
-            oldest = next(iter(self._callbacks))
-            logger.warning("run %s never stopped; it is given up after %d newer runs", oldest, MAX_OPEN_RUNS)
-            self._close(oldest)
+            self._give_up(next(iter(self._callbacks)))
         self._callbacks[run] = callback
         callback("start", doc)
+
+    def _give_up(self, run: str) -> None:
+        """Stop a run in the place of a process that died: its callback may have something to finish."""
+        why = f"never stopped; it is given up after {MAX_OPEN_RUNS} newer runs"
+        logger.warning("run %s %s", run, why)
+        callback = self._callbacks[run]
+        self._close(run)
+        stop = {
+            "uid": str(uuid4()),
+            "time": time(),
+            "run_start": run,
+            "exit_status": "fail",
+            "num_events": {},
+        }
+        try:
+            callback("stop", {**stop, "reason": f"the run {why}"})
+        except Exception:
+            logger.exception("run %s could not be ended in order", run)
 
     def _close(self, run: str) -> None:
         self._callbacks.pop(run, None)

@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,10 @@ def wait_first(curve, options, *, progress, cancelled):
 def read_files(curve, options, *, progress, cancelled):
     """Read the frames, with little patience for those that don't come."""
     return result_of(load_frames(curve, patience_s=0.2))
+
+
+def anything(curve, options, *, progress, cancelled):
+    """Say how many points came, without a look at them."""
+    return replace(
+        result_of(replace(curve, frames=np.zeros(len(curve.frames)))), scalars={"points": len(curve.frames)}
+    )
