@@ -74,12 +74,13 @@ def measure(settings: Settings, seed: int, on_point: Watch, on_progress: Watch) 
         if not summary.success:
             raise ReconstructionFailed(f"the simulated crystal was not reconstructed: {summary.reason}")
         raw = session.catalog.raw[summary.raw_uid].metadata
+        processed = session.catalog.processed[summary.processed_uid].metadata
         error = true_error(summary.load(), crystal)
     return Measured(
         summary=summary,
         error=error,
         scan_s=raw["stop"]["time"] - raw["start"]["time"],
-        wait_s=summary.time - raw["stop"]["time"],
+        wait_s=processed["stop"]["time"] - raw["stop"]["time"],
     )
 
 

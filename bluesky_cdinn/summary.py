@@ -30,7 +30,7 @@ class ReconstructionSummary:
     sample
         As the raw run names it.
     time
-        When it was reconstructed, seconds since 1970.
+        When its reconstruction began, with the first partial result where there was one; s since 1970.
     """
 
     raw_uid: str

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 CANCEL_GRACE_S = 2.0
 """A job that was cancelled has so long to stop by itself before its process is killed."""
 
+UPDATE_GRACE_S = 15.0
+"""An update that is to make way has longer: a fresh process takes as long to come up, and knows nothing."""
+
 _CLOSE_TIMEOUT_S = 10.0
 
 
@@ -127,7 +130,8 @@ class JobLoop:
             job.finish(Cancelled("cancelled before it began"))
         elif process is not None:
             process.request_cancel(job.number)
-            insist = threading.Timer(CANCEL_GRACE_S, self._insist, (job, process))
+            grace_s = UPDATE_GRACE_S if job.is_update else CANCEL_GRACE_S
+            insist = threading.Timer(grace_s, self._insist, (job, process))
             insist.daemon = True
             insist.start()
 

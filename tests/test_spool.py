@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.spool import RunJournal, recover_abandoned, sole_delivery, spooled_runs
+from bluesky_cdinn.spool import RunJournal, recover_abandoned, running_runs, sole_delivery, spooled_runs
 
 STOP = {"uid": "s", "run_start": "one", "time": 9.0}
 
@@ -150,3 +150,46 @@ def test_a_withdrawn_run_leaves_nothing_behind(tmp_path):
     assert start["uid"] == "one"
     np.testing.assert_array_equal(event["data"]["a"], np.ones(3))
     assert list(tmp_path.iterdir()) == []
+
+
+def running(spool):
+    start = {"uid": "p", "time": 1.0, "status": "running", "raw_uid": "r", "scalars": {}}
+    journal = RunJournal(spool, "processed", start, running=True)
+    journal.append("descriptor", {"uid": "d", "name": "partial", "run_start": "p"})
+    journal.append("event", {"descriptor": "d", "data": {"amplitude": np.ones((3, 2, 2))}})
+    return journal
+
+
+def test_a_running_run_is_left_alone_while_its_process_lives(tmp_path):
+    journal = running(tmp_path)
+    recover_abandoned(tmp_path)
+    assert spooled_runs(tmp_path) == []
+    (run,) = running_runs(tmp_path)
+    assert (run.kind, run.uid) == ("processed", "p")
+    assert [name for name, _ in run.documents()] == ["start", "descriptor", "event"]
+    journal.discard()
+    assert running_runs(tmp_path) == []
+
+
+def test_a_running_run_whose_process_died_becomes_a_failed_one(tmp_path):
+    running(tmp_path)._lines.close()
+    recover_abandoned(tmp_path)
+    (run,) = spooled_runs(tmp_path)
+    documents = list(run.documents())
+    assert [name for name, _ in documents] == ["start", "descriptor", "event", "stop"]
+    start, stop = documents[0][1], documents[-1][1]
+    assert (start["status"], stop["exit_status"]) == ("failed", "fail")
+    assert "process that ran it ended" in start["reason"]
+    np.testing.assert_array_equal(documents[2][1]["data"]["amplitude"], np.ones((3, 2, 2)))
+
+
+def test_a_running_run_whose_whole_is_there_is_dropped(tmp_path):
+    journal = running(tmp_path)
+    whole = RunJournal(tmp_path, "processed", {"uid": "p", "time": 1.0, "status": "success"})
+    whole.append("stop", {"run_start": "p"})
+    whole.complete()
+    journal._lines.close()
+    recover_abandoned(tmp_path)
+    (run,) = spooled_runs(tmp_path)
+    assert next(run.documents())[1]["status"] == "success"
+    assert running_runs(tmp_path) == []

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from bluesky_cdinn import worker_loop
 from bluesky_cdinn.errors import Cancelled, IncompleteScan, ReconstructionFailed, WorkerDied
 from bluesky_cdinn.growing import CurveInPieces
 from bluesky_cdinn.records import RockingCurve
@@ -337,7 +338,8 @@ def test_scans_that_have_ended_go_first_and_only_the_newest_update_is_computed(f
 
 
 @pytest.mark.parametrize("update", ["wait", "hang"])
-def test_an_update_makes_way_for_a_scan_that_has_ended(follower, update):
+def test_an_update_makes_way_for_a_scan_that_has_ended(follower, update, monkeypatch):
+    monkeypatch.setattr(worker_loop, "UPDATE_GRACE_S", 1.0)
     reached = threading.Event()
     going = follower.update("raw", running(4, update=update), on_progress=lambda _: reached.set())
     assert reached.wait(60)
