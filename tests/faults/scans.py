@@ -23,8 +23,11 @@ def frame(point):
     return np.random.default_rng(point).poisson(50.0, SHAPE).astype(np.uint16)
 
 
-def rocking(at_half=lambda: None, *, frames=None, points=POINTS, motor_name="motor", **md):
-    """A rocking scan; `at_half` is called before the point in its middle is measured."""
+def rocking(at_half=lambda: None, *, then=None, frames=None, points=POINTS, motor_name="motor", **md):
+    """A rocking scan.
+
+    `at_half` is called before the point in its middle is measured, the plan `then` done after it.
+    """
     camera, motor = Camera(name="camera"), SynAxis(name=motor_name)
     cdi = {"detector": "camera_image", "rocking_motor": motor_name}
     points = points if frames is None else len(frames)
@@ -38,6 +41,8 @@ def rocking(at_half=lambda: None, *, frames=None, points=POINTS, motor_name="mot
             camera.image.put(frame(point) if frames is None else frames[point])
             yield from bps.mv(motor, 0.01 * point)
             yield from bps.trigger_and_read([camera, motor])
+            if then is not None and point == points // 2:
+                yield from then()
 
     return (yield from plan())
 
