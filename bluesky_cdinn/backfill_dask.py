@@ -95,9 +95,13 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
 
 def work(settings: str, order: str) -> dict[str, Any]:
     """Carry one order out in a Dask worker's process; both are JSON."""
+    from dask import config
+
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     given = json.loads(order)
-    return asdict(carry_out(_catalog(settings), Order(**{**given, "known": tuple(given["known"])})))
+    # Tiled's client reads arrays by Dask, which would here wait for a worker while it keeps one.
+    with config.set(scheduler="synchronous"):
+        return asdict(carry_out(_catalog(settings), Order(**{**given, "known": tuple(given["known"])})))
 
 
 def portable(settings: Settings) -> str:
@@ -149,7 +153,7 @@ def local_cluster(settings: Settings, processes: int) -> Iterator[Any]:
             env=environment,
             silence_logs=logging.ERROR,
         )
-    with cluster, distributed.Client(cluster) as client:
+    with cluster, distributed.Client(cluster, set_as_default=False) as client:
         yield client
 
 
@@ -170,7 +174,7 @@ def cluster_at(address: str, settings: Settings, connect_s: float = 20.0) -> Ite
             f"{settings.tiled.directory}: set tiled.uri"
         )
     try:
-        client = distributed.Client(address, timeout=connect_s)
+        client = distributed.Client(address, timeout=connect_s, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise InvalidInput(
             f"--scheduler must be the address of a Dask scheduler, {address} doesn't answer: {error}"
