@@ -289,14 +289,16 @@ class Catalog:
         return [] if len(ofscan) else partials_from_run(self._run("processed", uid))
 
     def raw_documents(self, raw_uid: str) -> Iterator[Document]:
-        """Yield a stored raw run's documents as they were emitted, every frame in its event.
+        """Yield a stored raw run's documents, frames in its events where files can't be reached from here.
+
+        ``remote.paths`` of the settings says where this machine sees files that others wrote.
 
         Raises
         ------
         NotFound
             No raw run has that uid.
         """
-        return filled_documents(self._run("raw", raw_uid))
+        return filled_documents(self._run("raw", raw_uid), self.settings.remote.paths)
 
     def close(self) -> None:
         """Write what is left, then stop threads and the embedded server; may be called more than once."""

@@ -56,16 +56,7 @@ def worker(
         chosen = choose(settings(directory), max_shape=shape, start=start, weights=weights, refine=refine,
                         starts=starts, seed=seed, device=device, threads=threads)  # fmt: skip
         chosen = _remote(chosen, follow=follow, allow_network=allow_network, metrics_port=metrics_port)
-        from bluesky_cdinn.remote_worker import RemoteWorker
-
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        try:
-            remote = RemoteWorker(chosen, name)
-            with _stopped_by_signals(remote.stop):
-                remote.run()
-        except OSError as error:
-            raise InvalidInput(f"the worker can't go on: {error}") from error
+        work(chosen, name)
 
 
 @app.command()
@@ -90,6 +81,28 @@ def status(
             _print(health, wrong)
     if wrong:
         raise typer.Exit(1)
+
+
+def work(chosen: Settings, name: str | None, entry: str | None = None) -> None:
+    """Be a worker until a signal ends it; `entry` as for `bluesky_cdinn.worker.ReconstructionWorker`.
+
+    Raises
+    ------
+    InvalidInput
+        The settings don't let it work.
+    """
+    from bluesky_cdinn.remote_worker import RemoteWorker
+    from bluesky_cdinn.worker import ENTRY
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # It would write a line for each heartbeat.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        remote = RemoteWorker(chosen, name, entry=entry or ENTRY)
+        with _stopped_by_signals(remote.stop):
+            remote.run()
+    except OSError as error:
+        raise InvalidInput(f"the worker can't go on: {error}") from error
 
 
 def _remote(chosen: Settings, **given: Any) -> Settings:

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files that lie elsewhere on another machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -38,3 +38,20 @@ def require_writable(path: Path) -> None:
         raise InvalidInput(f"a file's name is required, {path} is a directory")
     if not os.access(folder, os.W_OK):
         raise InvalidInput(f"the directory of {path} must be writable, {folder} is not")
+
+
+def located(path: Path, paths: Mapping[str, str]) -> Path:
+    """Return where this machine sees a file that another one names.
+
+    Parameters
+    ----------
+    path
+        As the other machine sees it.
+    paths
+        Folders as it sees them -> the same as this machine does; the longest that fits counts.
+    """
+    known = [folder for folder in paths if path.is_relative_to(folder)]
+    if not known:
+        return path
+    folder = max(known, key=len)
+    return Path(paths[folder]) / path.relative_to(folder)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 import httpx
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.documents import Document
+from bluesky_cdinn.files import located
 
 logger = logging.getLogger(__name__)
 
@@ -24,33 +25,37 @@ _BATCH_BYTES = 64_000_000
 _HDF5 = "application/x-hdf5"
 
 
-def filled_documents(run: Any) -> Iterator[Document]:
+def filled_documents(run: Any, paths: Mapping[str, str] | None = None) -> Iterator[Document]:
     """Yield start, then descriptors and data stream by stream, then stop.
 
     Parameters
     ----------
     run
         The Tiled client of one run. A run without a stop document gets none here either.
+    paths
+        Where this machine sees files that others wrote, as for `bluesky_cdinn.files.located`.
     """
     start = dict(run.metadata["start"])
     yield "start", start
     for name, stream in plain_client(run).include_data_sources().items():
-        yield from _stream_documents(name, stream, start["uid"])
+        yield from _stream_documents(name, stream, start["uid"], paths or {})
     if run.metadata.get("stop"):
         yield "stop", dict(run.metadata["stop"])
 
 
-def _stream_documents(name: str, stream: Any, run_uid: str) -> Iterator[Document]:
+def _stream_documents(name: str, stream: Any, run_uid: str, paths: Mapping[str, str]) -> Iterator[Document]:
     described = stream.metadata["data_keys"]
     parts = dict(stream.items())
     table = parts.pop("internal").read() if "internal" in parts else None
     arrays = {key: part for key, part in parts.items() if key in described}
-    local = {key: source for key, array in arrays.items() if (source := _local_file(array)) is not None}
+    local = {
+        key: source for key, array in arrays.items() if (source := _local_file(array, paths)) is not None
+    }
     inline = {key: array for key, array in arrays.items() if key not in local}
     descriptor = _descriptor(name, dict(stream.metadata), run_uid, inline)
     yield "descriptor", descriptor
     for key, source in local.items():
-        yield from _file_documents(key, source, arrays[key].shape, descriptor)
+        yield from _file_documents(key, source, paths, arrays[key].shape, descriptor)
     rows = len(table) if table is not None else max((a.shape[0] for a in inline.values()), default=0)
     columns = [] if table is None else [column for column in table.columns if column in described]
     for row, data in enumerate(_rows_of(inline, rows)):
@@ -58,22 +63,28 @@ def _stream_documents(name: str, stream: Any, run_uid: str) -> Iterator[Document
         yield "event", _event(row, readings, columns, data, descriptor)
 
 
-def _local_file(array: Any) -> Any:
+def _local_file(array: Any, paths: Mapping[str, str]) -> Any:
     """Return where an array lies if that is one HDF5 file of this machine, else None."""
     sources = array.data_sources() or []
     if len(sources) != 1 or sources[0].mimetype != _HDF5 or len(sources[0].assets) != 1:
         return None
     parts = urlparse(sources[0].assets[0].data_uri)
-    return sources[0] if parts.scheme == "file" and Path(unquote(parts.path)).is_file() else None
+    here = located(Path(unquote(parts.path)), paths)
+    return sources[0] if parts.scheme == "file" and here.is_file() else None
 
 
 def _file_documents(
-    key: str, source: Any, shape: tuple[int, ...], descriptor: Mapping[str, Any]
+    key: str,
+    source: Any,
+    paths: Mapping[str, str],
+    shape: tuple[int, ...],
+    descriptor: Mapping[str, Any],
 ) -> Iterator[Document]:
     event_shape = descriptor["data_keys"][key]["shape"]
     stacked = len(shape) == len(event_shape) + 1
     count = shape[0] if stacked else shape[0] // event_shape[0]
     resource = f"{descriptor['uid']}-{key}"
+    here = located(Path(unquote(urlparse(source.assets[0].data_uri).path)), paths)
     yield (
         "stream_resource",
         {
@@ -81,7 +92,7 @@ def _file_documents(
             "run_start": descriptor["run_start"],
             "data_key": key,
             "mimetype": source.mimetype,
-            "uri": source.assets[0].data_uri,
+            "uri": f"file://localhost{quote(str(here))}",
             "parameters": {"join_method": "stack" if stacked else "concat", **source.parameters},
         },
     )

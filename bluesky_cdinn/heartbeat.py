@@ -4,13 +4,10 @@ Whether a worker lives is judged by its heartbeat's number growing, timed by the
 other machines, and times that go backwards, don't matter.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
-
-from tiled.client.utils import ClientError
 
 from bluesky_cdinn.clients import plain_client
 
@@ -72,8 +69,8 @@ class Heartbeat:
         return cls(**{**known, "runs": tuple(known.get("runs", ()))})
 
 
-def post(workers: Any, heartbeat: Heartbeat) -> Heartbeat | None:
-    """Write a worker's heartbeat.
+def post(workers: Any, heartbeat: Heartbeat) -> None:
+    """Write a worker's heartbeat over its last one.
 
     Parameters
     ----------
@@ -81,23 +78,12 @@ def post(workers: Any, heartbeat: Heartbeat) -> Heartbeat | None:
         Tiled client of the container of all workers.
     heartbeat
         What the worker is now.
-
-    Returns
-    -------
-    Heartbeat or None
-        That of another worker which has taken the name since; nothing is written then.
     """
     said = {**asdict(heartbeat), "runs": list(heartbeat.runs)}
-    if heartbeat.name not in workers:
-        with contextlib.suppress(ClientError):  # another one of that name was faster
-            workers.create_container(heartbeat.name, metadata=said)
-            return None
-    node = workers[heartbeat.name]
-    other = Heartbeat.read(node.metadata)
-    if heartbeat.beat > 1 and other.since != heartbeat.since:
-        return other
-    node.update_metadata(said, drop_revision=True)
-    return None
+    try:
+        workers[heartbeat.name].replace_metadata(said, drop_revision=True)
+    except KeyError:
+        workers.create_container(heartbeat.name, metadata=said)
 
 
 def read_all(workers: Any) -> dict[str, Heartbeat]:

@@ -250,7 +250,6 @@ class Intake:
                 return
 
     def _stored(self, uid: str) -> Iterator[Document]:
-        """Yield a scan's documents from Tiled, files named as this machine sees them."""
+        """Yield a scan's documents from Tiled."""
         self._metrics.mended()
-        for name, doc in self._catalog.raw_documents(uid):
-            yield name, dict(mapped(name, doc, self._settings.paths))
+        return self._catalog.raw_documents(uid)

@@ -95,6 +95,9 @@ class RemoteWorker:
                 logger.info("metrics at %s", address)
             # The heart beats until the last result is stored, so that nobody takes its scans over.
             stack.callback(self._withdraw)
+            # Who doesn't live yet can't claim.
+            with self._tiled_may_be_away("no heartbeat"):
+                self._beat()
             stack.enter_context(_thread("cdinn-heartbeat", self._keep_beating, self._over))
             stack.callback(self._finish)
             stack.enter_context(_thread("cdinn-sweep", self._keep_sweeping, self._intake.needs_sweep))
@@ -139,9 +142,12 @@ class RemoteWorker:
             updates=metrics.updates,
             last_error=metrics.last_error,
         )
-        self._replaced_by = post(self._catalog.folder(self._settings.remote.workers), self._heartbeat)
-        if self._replaced_by is not None:
-            self._stopping.set()
+        other = self._watch.heartbeats.get(self._heartbeat.name)
+        if self._heartbeat.beat > 1 and other is not None and other.since > self._heartbeat.since:
+            self._replaced_by = other
+            self.stop()
+            return
+        post(self._catalog.folder(self._settings.remote.workers), self._heartbeat)
         metrics.beat()
         self._look()
 

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bluesky_cdinn.callbacks._assets import resource_path, uri_path
+from bluesky_cdinn.files import located
 
 
 def file_path(doc: Mapping[str, Any]) -> Path:
@@ -22,23 +23,18 @@ def file_path(doc: Mapping[str, Any]) -> Path:
 
 
 def mapped(name: str, doc: Mapping[str, Any], paths: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return a document with its file where this machine sees it; other documents as they are.
+    """Return a document that names its file as this machine sees it; other documents as they are.
 
     Parameters
     ----------
     name, doc
         Any document.
     paths
-        Folders as documents name them -> the same as this machine sees them; the longest that fits counts.
+        As for `bluesky_cdinn.files.located`.
     """
     if name not in ("resource", "stream_resource") or not paths:
         return doc
-    there = file_path(doc)
-    known = [folder for folder in paths if there.is_relative_to(folder)]
-    if not known:
-        return doc
-    folder = max(known, key=len)
-    here = Path(paths[folder]) / there.relative_to(folder)
+    here = located(file_path(doc), paths)
     if "uri" in doc:
         return {**doc, "uri": f"file://localhost{quote(str(here))}"}
     return {**doc, "root": "", "resource_path": str(here)}

@@ -1,0 +1,24 @@
+"""What a remote worker's child does in the tests instead of a reconstruction."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import worker_jobs
+
+from bluesky_cdinn.errors import Cancelled, IncompleteScan
+from bluesky_cdinn.frame_files import load_frames
+
+
+def job(curve, options, *, progress, cancelled):
+    """Read the frames, wait for a file where the metadata names one, then sum up as `worker_jobs` does."""
+    if curve.exit_status == "unfinished":
+        raise IncompleteScan("these tests are about what is left when a scan is over")
+    curve = load_frames(curve, patience_s=0.5)
+    until = curve.metadata.get("until")
+    while until is not None and not Path(until).exists():
+        if cancelled():
+            raise Cancelled("stopped on request")
+        time.sleep(0.01)
+    assert isinstance(curve.frames, np.ndarray)
+    return worker_jobs.job(curve, options, progress=progress, cancelled=cancelled)

@@ -1,0 +1,220 @@
+"""RunEngine -> proxy -> workers -> Tiled -> plan: each a process of its own, and each of them in trouble."""
+
+import signal
+import time
+from contextlib import ExitStack
+from itertools import count
+
+import numpy as np
+import pytest
+from remote_helpers import Proxy, WorkerProcess, eventually
+
+from bluesky_cdinn.callbacks import DocumentBroadcast, RemoteReconstruction
+from bluesky_cdinn.claims import holders
+from bluesky_cdinn.heartbeat import read_all
+from bluesky_cdinn.plans import rocking_scan, rocking_scan_with_recon
+from bluesky_cdinn.sim.devices import gold_geometry
+from bluesky_cdinn.sim.recording import Recording
+from bluesky_cdinn.sim.replay import replay_beamline
+
+ANGLES = np.linspace(-0.1, 0.1, 9)
+FRAMES = np.random.default_rng(0).poisson(20.0, (9, 16, 12)).astype(np.int32)
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def proxied():
+    with Proxy() as proxied:
+        yield proxied
+
+
+@pytest.fixture
+def settings(settings, proxied):
+    """The test's own containers and proxy, and times that suit a test."""
+    test = settings.tiled.raw.split("/")[0]
+    remote = proxied.remote.model_copy(
+        update={
+            "claims": f"{test}/claims",
+            "workers": f"{test}/workers",
+            "heartbeat_s": 1.0,
+            "silent_s": 5.0,
+            "sweep_s": 1.0,
+            "stop_s": 20.0,
+        }
+    )
+    return settings.model_copy(update={"remote": remote})
+
+
+@pytest.fixture
+def start_worker(settings, catalog):
+    with ExitStack() as stack:
+
+        def start(name, **remote):
+            changed = settings.remote.model_copy(update=remote)
+            worker = WorkerProcess(settings.model_copy(update={"remote": changed}), name)
+            stack.callback(worker.close)
+            return worker.wait_ready(catalog)
+
+        yield start
+
+
+@pytest.fixture
+def send(settings):
+    with DocumentBroadcast(settings) as send:
+        yield send
+
+
+@pytest.fixture
+def beamline():
+    return replay_beamline(Recording(FRAMES, ANGLES, gold_geometry((16, 12)), name="gold 7"))
+
+
+def measure(RE, beamline, **md):
+    return RE(rocking_scan(*beamline, -0.1, 0.1, 9, md=md)).plan_result
+
+
+def whole_results(catalog, raw_uid):
+    return [s for s in catalog.reconstructions(raw_uid) if s.status == "success"]
+
+
+def assert_each_once(catalog, uids, say):
+    eventually(lambda: all(whole_results(catalog, uid) for uid in uids), say)
+    for uid in uids:
+        (result,) = catalog.reconstructions(uid)
+        assert result.scalars["total"] == FRAMES.sum()
+    # Claims are given back when the result is stored.
+    eventually(lambda: not holders(catalog.folder(catalog.settings.remote.claims)), say)
+
+
+def test_a_plan_waits_for_a_worker_elsewhere(RE, catalog, settings, send, start_worker, beamline):
+    worker = start_worker("one")
+    RE.subscribe(catalog.raw_writer())
+    RE.subscribe(send)
+    # It never looks by itself: what comes, comes by the websocket.
+    with RemoteReconstruction(catalog, poll_s=3600) as remote:
+        plan = rocking_scan_with_recon(*beamline, -0.1, 0.1, 9, live=remote, timeout=PATIENCE_S)
+        summary = RE(plan).plan_result
+        assert (summary.status, summary.chi2, summary.sample) == ("success", 0.005, "gold 7"), worker.log
+        assert summary.scalars["total"] == FRAMES.sum()
+        assert summary.load().raw_uid == summary.raw_uid
+
+        # The worker is cut off: the plan decides how long that may take, and the result comes later.
+        worker.kill(signal.SIGSTOP)
+        began = time.monotonic()
+        plan = rocking_scan_with_recon(*beamline, -0.1, 0.1, 9, live=remote, timeout=1)
+        late = RE(plan).plan_result
+        assert time.monotonic() - began < 20
+        assert (late.status, "within 1 s" in late.reason) == ("failed", True)
+        worker.kill(signal.SIGCONT)
+        assert remote.result(late.raw_uid).result(PATIENCE_S).status == "success"
+
+        # A failed reconstruction is a result too.
+        plan = rocking_scan_with_recon(*beamline, -0.1, 0.1, 9, live=remote, md={"do": "reject"})
+        failed = RE(plan).plan_result
+        assert (failed.status, failed.reason) == ("failed", "needs at least 9 points, got 3")
+    beat = read_all(catalog.folder(settings.remote.workers))["one"]
+    eventually(lambda: read_all(catalog.folder(settings.remote.workers))["one"].failed == 1)
+    assert (beat.pid, beat.version) == (worker.process.pid, "0.1.0")
+
+
+def test_workers_share_scans_and_one_takes_over_from_another(
+    RE, catalog, settings, send, start_worker, beamline, tmp_path
+):
+    workers = [start_worker("one"), start_worker("two")]
+
+    def say():
+        return "\n".join(worker.log for worker in workers)
+
+    RE.subscribe(catalog.raw_writer())
+    RE.subscribe(send)
+    gate = tmp_path / "gate"
+    first = measure(RE, beamline, until=str(gate))
+    claims = catalog.folder(settings.remote.claims)
+    eventually(lambda: first in holders(claims), say)
+    busy = holders(claims)[first].worker
+    eventually(lambda: read_all(catalog.folder(settings.remote.workers))[busy].runs == (first,), say)
+    second = measure(RE, beamline, until=str(gate))
+    eventually(lambda: len(holders(claims)) == 2, say)
+    # The idle one has it.
+    assert holders(claims)[second].worker != busy
+    more = [measure(RE, beamline) for _ in range(3)]
+    victim = next(worker for worker in workers if worker.name == busy)
+    victim.kill()
+    gate.touch()
+    assert_each_once(catalog, [first, second, *more], say)
+    assert "is taken over from a worker that died" in say()
+
+
+def test_what_got_lost_is_read_from_tiled(RE, catalog, send, start_worker, beamline):
+    def losing(which):
+        counts = dict.fromkeys(("start", "descriptor", "event", "stop"), 0)
+
+        def lossy(name, doc):
+            counts[name] += 1
+            if (name, counts[name]) not in which:
+                send(name, doc)
+
+        return lossy
+
+    worker = start_worker("one")
+    RE.subscribe(catalog.raw_writer())
+    uids = []
+    for which in ([("event", 3), ("event", 7)], [("stop", 1)], [("start", 1)], [("descriptor", 1)]):
+        token = RE.subscribe(losing(which))
+        uids.append(measure(RE, beamline))
+        RE.unsubscribe(token)
+    assert_each_once(catalog, uids, lambda: worker.log)
+    assert "2 of 9 points" in worker.log
+
+
+def test_scans_that_nobody_followed_are_caught_up(RE, catalog, start_worker, beamline):
+    RE.subscribe(catalog.raw_writer())
+    uids = [measure(RE, beamline) for _ in range(2)]
+    other = measure(RE, beamline, purpose="alignment")
+    assert catalog.flush(PATIENCE_S)
+    worker = start_worker("one")
+    assert_each_once(catalog, uids, lambda: worker.log)
+    assert catalog.reconstructions(other) == []
+
+
+def test_the_proxy_is_killed_and_restarted_in_mid_scan(RE, catalog, proxied, send, start_worker, beamline):
+    worker = start_worker("one")
+    RE.subscribe(catalog.raw_writer())
+    RE.subscribe(send)
+    events = count(1)
+    RE.subscribe(lambda *_: proxied.restart() if next(events) == 4 else None, "event")
+    uids = [measure(RE, beamline) for _ in range(2)]
+    assert_each_once(catalog, uids, lambda: worker.log)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_frames_in_files(RE, catalog, send, start_worker, tmp_path, reachable):
+    written = tmp_path / "ioc"
+    written.mkdir()
+    here = tmp_path / "mnt"
+    here.symlink_to(written)
+    worker = start_worker("one", paths={str(written): str(here if reachable else tmp_path / "nowhere")})
+    RE.subscribe(catalog.raw_writer())
+    RE.subscribe(send)
+    recording = Recording(FRAMES, ANGLES, gold_geometry((16, 12)))
+    beamline = replay_beamline(recording, delivery="stream", directory=written)
+    uid = measure(RE, beamline)
+    assert_each_once(catalog, [uid], lambda: worker.log)
+    assert ("can't be reached from here" in worker.log) is not reachable
+
+
+def test_a_worker_that_is_told_to_stop_ends_what_it_has_begun(
+    RE, catalog, settings, send, start_worker, beamline, tmp_path
+):
+    worker = start_worker("one")
+    RE.subscribe(catalog.raw_writer())
+    RE.subscribe(send)
+    gate = tmp_path / "gate"
+    uid = measure(RE, beamline, until=str(gate))
+    eventually(lambda: uid in holders(catalog.folder(settings.remote.claims)), lambda: worker.log)
+    worker.kill(signal.SIGTERM)
+    eventually(lambda: "stopping" in worker.log)
+    gate.touch()
+    assert worker.process.wait(PATIENCE_S) == 0, worker.log
+    assert_each_once(catalog, [uid], lambda: worker.log)
+    assert read_all(catalog.folder(settings.remote.workers)) == {}
