@@ -11,7 +11,7 @@ from bluesky_cdinn.terminal import answering
 app = typer.Typer()
 
 
-@app.command()
+@app.command(name="ioc")
 @wraps(main)
 def ioc(**options: Any) -> None:
     """Serve what `bluesky_cdinn.sim.ioc` serves, with this program's way of telling errors."""

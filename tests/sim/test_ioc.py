@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from caproto import CaprotoValueError
 from soft_ioc import soft_ioc
+from typer.testing import CliRunner
 
+from bluesky_cdinn.cli import app
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.frame_files import open_frames
 from bluesky_cdinn.sim.devices import gold_geometry
@@ -286,3 +288,12 @@ def test_the_process_says_when_it_serves_and_ends_when_told():
         assert client_environment(port).items() <= ioc.environment.items()
         os.kill(ioc.process.pid, signal.SIGTERM)
         assert ioc.process.wait(20) == 0
+
+
+def test_the_command_has_the_same_options_and_tells_errors_in_one_line(tmp_path):
+    runner = CliRunner()
+    shown = runner.invoke(app, ["ioc", "--help"], env={"COLUMNS": "200"})
+    assert all(option in shown.output for option in ("--prefix", "--seed", "--replay", "--velocity"))
+    refused = runner.invoke(app, ["ioc", "--replay", str(tmp_path / "none.h5")])
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("cdinn: a recording must be a file")
