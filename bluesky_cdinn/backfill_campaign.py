@@ -76,18 +76,12 @@ class Campaign:
         if not self._waiting and time.monotonic() >= self._look_again:
             self._look_again = time.monotonic() + LOOK_AGAIN_S
             self._waiting, self._others = self._others, deque()
-        if self.over or not self._waiting:
-            return None
-        order = self._waiting.popleft()
-        try:
-            if not patiently(lambda: self._claims.take(order.raw_uid)):
-                return self._put_off(order)
-            there = patiently(lambda: made_meanwhile(self.catalog, order, self._standard))
-        except (StoreUnavailable, httpx.HTTPError) as error:
-            return self.ended(Outcome(order.raw_uid, "error", reason=" ".join(str(error).split())))
-        if there is None:
-            return order
-        return self.ended(Outcome(order.raw_uid, "skipped", there, "reconstructed meanwhile"))
+        while self._waiting and not self.over:
+            order = self._waiting.popleft()
+            given = self._claimed(order)
+            if given is not None:
+                return given
+        return None
 
     def ended(self, outcome: Outcome) -> Outcome:
         """Take note that an order has ended, and return how."""
@@ -106,6 +100,17 @@ class Campaign:
         attempts = self._deaths[order.raw_uid]
         reason = f"the process that reconstructed it died, {attempts} times of {attempts}"
         return self.ended(store_failure(self.catalog, order, reason))
+
+    def _claimed(self, order: Order) -> Order | Outcome | None:
+        try:
+            if not patiently(lambda: self._claims.take(order.raw_uid)):
+                return self._put_off(order)
+            there = patiently(lambda: made_meanwhile(self.catalog, order, self._standard))
+        except (StoreUnavailable, httpx.HTTPError) as error:
+            return self.ended(Outcome(order.raw_uid, "error", reason=" ".join(str(error).split())))
+        if there is None:
+            return order
+        return self.ended(Outcome(order.raw_uid, "skipped", there, "reconstructed meanwhile"))
 
     def _put_off(self, order: Order) -> Outcome | None:
         timeout_s = self.catalog.settings.worker.timeout_s

@@ -21,7 +21,7 @@ from bluesky_cdinn.backfill import Order
 from bluesky_cdinn.backfill_campaign import POLL_S, Campaign, one_by_one
 from bluesky_cdinn.backfill_job import Outcome, carry_out
 from bluesky_cdinn.catalog import Catalog
-from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.errors import InvalidInput, ReconstructionFailed
 from bluesky_cdinn.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -68,18 +68,24 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
     client
         `distributed.Client`.
     campaign
-        Its catalog stores the failure of an order whose worker died of it.
+        Gives the orders, and is told how they ended.
+
+    Raises
+    ------
+    ReconstructionFailed
+        The scheduler has gone.
     """
     text = portable(campaign.catalog.settings)
     running: dict[Any, Order] = {}
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     while running or not campaign.over:
-        while len(running) < max(1, len(client.nthreads())):
+        while len(running) < _workers(client):
             given = campaign.next()
+            if given is None:
+                break
             if isinstance(given, Outcome):
                 yield given
-            if not isinstance(given, Order):
-                break
+                continue
             future = client.submit(work, text, json.dumps(asdict(given)), pure=False)
             running[future] = given
             future.add_done_callback(ended.put)
@@ -201,6 +207,16 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _workers(client: Any) -> int:
+    """Return how many workers there are; one at least, for whom an order waits."""
+    try:
+        return max(1, len(client.nthreads()))
+    except (OSError, TimeoutError, AttributeError) as error:  # the last where it has given up connecting
+        raise ReconstructionFailed(
+            f"the Dask scheduler has gone ({type(error).__name__}); run the same command again to go on"
+        ) from error
 
 
 def _killed(future: Any) -> bool:

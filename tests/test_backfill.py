@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from bluesky_cdinn.cli import settings as settings_of
 from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.doctor import ball_curve
 from bluesky_cdinn.embedded import EmbeddedServer
-from bluesky_cdinn.errors import InvalidInput, NotFound, StoreUnavailable
+from bluesky_cdinn.errors import InvalidInput, NotFound, ReconstructionFailed, StoreUnavailable
 from bluesky_cdinn.settings import ReconstructionOptions, Settings, TiledSettings
 from bluesky_cdinn.staleness import Stale, Standard, standard_now
 
@@ -399,17 +400,27 @@ def test_tiled_that_goes_away_meanwhile_gets_the_result_later(
 # By Dask.
 
 
-def test_two_processes_share_the_scans_and_never_see_the_key_in_their_orders(
-    catalog: Catalog, caplog: pytest.LogCaptureFixture, jobs_on_path: None
+@pytest.fixture(scope="module")
+def client(tiled_server: EmbeddedServer) -> Iterator[Any]:
+    """Hold two processes up for these tests: torch takes long to load."""
+    tiled = TiledSettings(api_key=SecretStr(tiled_server.address().api_key or ""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+        with local_cluster(Settings(tiled=tiled), 2) as client:
+            yield client
+
+
+def test_two_processes_share_the_scans_and_the_key_does_not_travel(
+    catalog: Catalog, caplog: pytest.LogCaptureFixture, client: Any
 ) -> None:
     raw_uids = {measure(catalog) for _ in range(4)}
     key = catalog.api_key
     assert key
     assert key not in portable(catalog.settings)
-    with campaign_of(catalog) as campaign, local_cluster(catalog.settings, 2) as client:
-        assert client.scheduler.address.startswith("tls://127.0.0.1")
-        assert client.submit(backfill_jobs.key_in_environment, "CDINN_TILED__API_KEY").result() == key
-        assert key not in json.dumps(client.scheduler_info(), default=str)
+    assert client.scheduler.address.startswith("tls://127.0.0.1")
+    assert client.submit(backfill_jobs.key_in_environment, "CDINN_TILED__API_KEY").result() == key
+    assert key not in json.dumps(client.scheduler_info(), default=str)
+    with campaign_of(catalog) as campaign:
         done = list(by_dask(client, campaign))
     assert {outcome.raw_uid for outcome in done} == raw_uids
     assert {outcome.status for outcome in done} == {"success"}
@@ -417,9 +428,9 @@ def test_two_processes_share_the_scans_and_never_see_the_key_in_their_orders(
     assert key not in caplog.text
 
 
-def test_a_worker_that_is_killed_loses_nothing(catalog: Catalog) -> None:
+def test_a_worker_that_is_killed_loses_nothing(catalog: Catalog, client: Any) -> None:
     raw_uids = {measure(catalog) for _ in range(5)}
-    with campaign_of(catalog) as campaign, local_cluster(catalog.settings, 2) as client:
+    with campaign_of(catalog) as campaign:
         outcomes = by_dask(client, campaign)
         done = [next(outcomes)]
         for pid in client.run(os.getpid).values():
@@ -431,11 +442,11 @@ def test_a_worker_that_is_killed_loses_nothing(catalog: Catalog) -> None:
 
 
 def test_a_scan_that_kills_its_worker_each_time_is_a_failure(
-    catalog: Catalog, jobs_on_path: None, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw_uid = measure(catalog, sample="ball")
     monkeypatch.setattr(backfill_dask, "work", backfill_jobs.die)
-    with campaign_of(catalog) as campaign, local_cluster(catalog.settings, 1) as client:
+    with campaign_of(catalog) as campaign:
         (done,) = by_dask(client, campaign)
     assert done.status == "failed"
     assert "died" in done.reason
@@ -470,6 +481,19 @@ def test_a_scheduler_that_cannot_be_used_is_told(catalog: Catalog, tmp_path: Pat
         cluster_at(f"tcp://127.0.0.1:{free}", catalog.settings, connect_s=1.0),
     ):
         pass
+
+
+def test_a_scheduler_that_goes_away_is_told(catalog: Catalog) -> None:
+    from distributed import Client, LocalCluster
+
+    for _ in range(2):
+        measure(catalog)
+    cluster = LocalCluster(n_workers=0, dashboard_address=None)
+    with Client(cluster, timeout=2.0, set_as_default=False) as client, campaign_of(catalog) as campaign:
+        threading.Timer(1.0, cluster.close).start()
+        with pytest.raises(ReconstructionFailed, match="scheduler has gone"):
+            list(by_dask(client, campaign))
+    assert statuses(catalog) == {}
 
 
 def test_without_dask_it_is_told_what_to_install(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
