@@ -22,6 +22,7 @@ from ophyd.sim import motor
 from bluesky_cdinn.callbacks import LiveReconstruction
 from bluesky_cdinn.callbacks._updates import FAILURES, Followed
 from bluesky_cdinn.catalog import Catalog
+from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.errors import InvalidInput, NotFound
 from bluesky_cdinn.settings import LiveSettings, Settings, TiledSettings, WorkerSettings
 from bluesky_cdinn.worker import ReconstructionWorker
@@ -95,6 +96,26 @@ class Told:
                 self.wait(point + 1)
 
         return then
+
+
+class Follower:
+    """Follows one array in Tiled by its websocket; Tiled's client holds its callbacks weakly."""
+
+    def __init__(self):
+        self.came = []
+        self.closed = threading.Event()
+
+    def follow(self, client):
+        self._subscription = client.subscribe()
+        self._subscription.new_data.add_callback(self.on_data)
+        self._subscription.stream_closed.add_callback(self.on_close)
+        self._subscription.start_in_thread(1)
+
+    def on_data(self, update):
+        self.came.append(update.data())
+
+    def on_close(self, _):
+        self.closed.set()
 
 
 def assert_a_run(documents):
@@ -184,6 +205,7 @@ def test_tiled_shows_the_running_scan_and_then_the_whole(RE, settings, worker, t
     settings = settings.model_copy(update={"live": LIVE})
     seen = {}
     uids = []
+    follower = Follower()
 
     def look(point):
         yield from told.after(4, 6)(point)
@@ -199,6 +221,7 @@ def test_tiled_shows_the_running_scan_and_then_the_whole(RE, settings, worker, t
             seen["elsewhere"] = elsewhere
             with pytest.raises(InvalidInput, match="still runs"):
                 other.load(uid)
+            follower.follow(plain_client(other.processed)[uid]["partial/amplitude"])
 
     elsewhere = settings.model_copy(update={"spool": settings.spool / "other"})
     with (
@@ -221,6 +244,8 @@ def test_tiled_shows_the_running_scan_and_then_the_whole(RE, settings, worker, t
         points = [doc["data"]["points"] for doc in told.partials()]
         assert [result.points for result in other.partials(uids[0])] == points
         assert other.load(summary.processed_uid).status == "success"
+        assert follower.closed.wait(30)
+        assert follower.came[0].shape == (1, 3, 8, 8)
         assert not list(settings.spool.glob("*processed*"))
         with pytest.raises(NotFound):
             other.partials("nowhere")
