@@ -22,8 +22,6 @@ def main(job):
         "event": EventDetector(f"{prefix}det:", name="det"),
         "file": FileDetector(f"{prefix}det:", name="det", write_path=job["frames"]),
     }
-    for device in (theta, *detectors.values()):
-        device.wait_for_connection(timeout=60)
     with open_session(Settings.model_validate(job["settings"])) as session:
         answers = [run(session, detectors[s["frames"]], theta, s["scan"]) for s in job["scans"]]
     say(answers)
@@ -31,6 +29,8 @@ def main(job):
 
 def run(session, det, theta, scan):
     """Run one scan; what it raises is part of the answer."""
+    for device in (theta, det):
+        device.wait_for_connection(timeout=60)
     answer = {"stood": theta.position, "points": 0}
 
     def watch(name, doc):
@@ -50,7 +50,11 @@ def run(session, det, theta, scan):
         summary = session.live.result(answer["raw_uid"]).result(120) if "raw_uid" in answer else None
     finally:
         session.RE.unsubscribe(token)
-    answer |= {"seconds": time.monotonic() - began, "stands": theta.position if theta.connected else None}
+    answer |= {
+        "staged": det._staged.value,
+        "seconds": time.monotonic() - began,
+        "stands": theta.position if theta.connected else None,
+    }
     if summary is not None:
         answer |= {"status": summary.status, "reason": summary.reason, "uid": summary.processed_uid}
     return answer

@@ -17,6 +17,9 @@ from bluesky_cdinn.sim.crystal import random_crystal
 
 pytest.importorskip("epics")
 
+# Four processes that import a lot each.
+pytestmark = pytest.mark.timeout(600)
+
 SEED = 1
 SIZE_NM, PHASE_RANGE_RAD = 400.0, 3.0
 SCAN = (-0.175, 0.175, 32)
@@ -99,22 +102,22 @@ def test_the_true_crystal_is_found_over_channel_access(ioc, crystal, settings, c
     assert np.squeeze(image).shape == (SCAN[2], 64, 64)
 
 
-def test_an_ioc_that_dies_ends_the_scan_and_not_more(crystal, settings, catalog, tmp_path_factory):
+def test_an_ioc_that_dies_ends_the_scan_and_not_the_session(settings, catalog, tmp_path_factory):
+    folder = Path(tmp_path_factory.mktemp("dies"))
     with soft_ioc(*ARGUMENTS) as ioc:
 
         def die(point):
             if point == DIED_AT:
                 os.kill(ioc.process.pid, signal.SIGKILL)
 
-        folder = Path(tmp_path_factory.mktemp("dies"))
         with session(ioc, settings, folder, ("file", SCAN)) as process:
             (answer,) = answers(process, die)
     assert DIED_AT <= answer["points"] < SCAN[2]
     assert answer["error"]
+    assert answer["staged"] == "no"
     raw = catalog.raw[answer["raw_uid"]].metadata
     assert raw["stop"]["exit_status"] == "fail"
     assert raw["stop"]["num_events"]["primary"] == answer["points"]
+    # Two thirds of the curve may hold a crystal, or not; either way it is on record.
     processed = catalog.load(answer["uid"])
-    assert processed.status in ("success", "failed")
-    if processed.status == "failed":
-        assert processed.reason
+    assert processed.status == "success" or processed.reason
