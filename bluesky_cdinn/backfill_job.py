@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import httpx
 from tiled.queries import Eq
@@ -26,8 +26,6 @@ from bluesky_cdinn.records import Reconstruction, RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions
 
 logger = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 READ_AGAIN_S = (2.0, 10.0, 60.0)
 """Waits before what Tiled doesn't answer is asked again."""
@@ -98,7 +96,7 @@ def _carried_out(catalog: Catalog, order: Order) -> Outcome:
     return _store(catalog, order, result)
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
+def patiently(ask: Callable[[], Any]) -> Any:
     """Ask Tiled, and again a few times while it is away.
 
     Raises
