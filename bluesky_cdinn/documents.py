@@ -150,17 +150,22 @@ def finite_scalars(reconstruction: Reconstruction) -> dict[str, float]:
     return {name: float(value) for name, value in every.items() if math.isfinite(value)}
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; what is not finite is dropped from mappings, None in lists."""
+def plain(value: Any, depth: int = 100) -> Any:
+    """Return a value as JSON can hold it; what is not finite is dropped from mappings, None in lists.
+
+    What lies more than ``depth`` levels down is told in words.
+    """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
+    if isinstance(value, Mapping | list | tuple | set | frozenset) and depth == 0:
+        return f"a {type(value).__name__} too far down"
     if isinstance(value, Mapping):
         items = ((str(key), item) for key, item in value.items())
-        return {key: plain(item) for key, item in items if not _is_not_finite(item)}
+        return {key: plain(item, depth - 1) for key, item in items if not _is_not_finite(item)}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [plain(item, depth - 1) for item in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -184,6 +189,7 @@ def start_metadata(reconstruction: Reconstruction) -> dict[str, Any]:
         raise InvalidInput(f"scalars must have names of their own, got {sorted(clash)}")
     parameters = plain(reconstruction.parameters)
     metadata = plain(reconstruction.metadata)
+    cdi = metadata.get("cdi")
     start = {
         "purpose": PURPOSE,
         "plan_name": PURPOSE,
@@ -200,7 +206,7 @@ def start_metadata(reconstruction: Reconstruction) -> dict[str, Any]:
     found = {
         "raw_scan_id": reconstruction.scan_id,
         "reason": reconstruction.reason or None,
-        "sample": metadata.get("sample") or (metadata.get("cdi") or {}).get("sample"),
+        "sample": metadata.get("sample") or (cdi.get("sample") if isinstance(cdi, Mapping) else None),
         "weights": parameters.get("weights"),
         "device": parameters.get("device"),
     }

@@ -217,8 +217,10 @@ def spooled_runs(spool: Path) -> list[SpooledRun]:
     """Return the runs that are complete and wait for Tiled, oldest first."""
     if not spool.is_dir():
         return []
-    paths = sorted(path for path in spool.iterdir() if _NAME.match(path.name) and path.is_dir())
-    return [SpooledRun(path) for path in paths if not path.name.endswith(_NOT_READY)]
+    # While Tiled is away there may be thousands: scandir needs not look at each.
+    with os.scandir(spool) as entries:
+        names = [entry.name for entry in entries if _NAME.match(entry.name) and entry.is_dir()]
+    return [SpooledRun(spool / name) for name in sorted(names) if not name.endswith(_NOT_READY)]
 
 
 def running_runs(spool: Path) -> list[SpooledRun]:

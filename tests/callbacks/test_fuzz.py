@@ -89,6 +89,8 @@ def nested(value, depth):
     return value
 
 
+DEEP = "deeper than hypothesis can print"
+
 JUNK = st.one_of(
     st.sampled_from(
         [None, True, -1, 0, 10**400, float("nan"), float("inf"), -1e308, "", "x" * 100_000, b"\0"]
@@ -96,9 +98,7 @@ JUNK = st.one_of(
     st.sampled_from(
         [np.float64("nan"), np.zeros((0, 3)), np.array(["a", None], object), np.arange(7), {1, 2}]
     ),
-    st.sampled_from(
-        [nested(0, 50), nested(0, 5000), {("a", 1): {np.int64(3): object()}}, [[]], {}, lambda: 0]
-    ),
+    st.sampled_from([nested(0, 50), DEEP, {("a", 1): {np.int64(3): object()}}, [[]], {}, lambda: 0]),
     st.integers(),
     st.text(max_size=5),
     st.lists(st.integers() | st.none(), max_size=4),
@@ -149,7 +149,7 @@ def _spoilt(doc, field, deeper, *junk):
     if isinstance(inner, dict) and inner and deeper % 2:
         doc[key] = _spoilt(dict(inner), deeper // 2, 0, *junk)
     elif junk:
-        doc[key] = junk[0]
+        doc[key] = nested(0, 5000) if junk[0] is DEEP else junk[0]
     else:
         del doc[key]
     return doc
@@ -210,6 +210,8 @@ def results_due(documents):
 )
 @example(kind="event", changes=[("repeat", 0)])
 @example(kind="event", changes=[("repeat", -1)])
+@example(kind="event", changes=[("spoil", 0, 0, 0, True)])
+@example(kind="event", changes=[("spoil", 0, 0, 0, DEEP)])
 @example(kind="event", changes=[("spoil", 0, 0, 0, {("a", 1): {np.int64(3): 0}})])
 @example(kind="stream", changes=[("spoil", 2, 3, 3, "http://elsewhere/frames.h5")])
 def test_documents_gone_wrong(session, kind, changes):
@@ -272,6 +274,8 @@ def test_a_scan_that_never_stops_is_given_up_with_a_result(session):
             live(name, doc)
         for _ in range(40):
             live(*next(scan_documents("event")))
+            # Each that is given up is reconstructed, and only so many may wait.
+            assert live.wait(30)
         summary = live.result(documents[0][1]["uid"]).result(30)
     assert summary.status == "success"
     assert summary.load().metadata
