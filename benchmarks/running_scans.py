@@ -133,7 +133,7 @@ def crystal_row(number: int) -> Row:
         whole = on_grid(density, case.truth.shape)
         found = quality.compare(whole, case.truth)
         row |= {"phase_rmse": found.phase_rmse, "iou": found.iou}
-        row["to_final_rad"] = quality.phase_difference(quality.align(whole, final), final)
+        row["to_final_rad"] = quality.phase_difference(quality.align(whole, final, ramps=True), final)
     for result in results.values():
         found = quality.compare(result.pop("density"), case.truth)
         result |= {"phase_rmse": found.phase_rmse, "iou": found.iou}
@@ -152,10 +152,10 @@ def scan_row(path: Path) -> Row:
     rows, objects, results = follow(curve, ReconstructionOptions(max_shape=(64, 64, 64)))
     warm, cold = (results[start].pop("density") for start in ("warm", "cold"))
     for row, density in zip(rows, objects, strict=True):
-        aligned = quality.align(on_grid(density, warm.shape), warm)
+        aligned = quality.align(on_grid(density, warm.shape), warm, ramps=True)
         row["to_final_rad"] = quality.phase_difference(aligned, warm)
         row["to_final_correlation"] = quality.similarity(aligned, warm)
-    aligned = quality.align(cold, warm)
+    aligned = quality.align(cold, warm, ramps=True)
     apart = {
         "correlation": quality.similarity(aligned, warm),
         "apart_rad": quality.phase_difference(aligned, warm),

@@ -29,7 +29,7 @@ from bluesky_cdinn.records import (
     RockingCurve,
 )
 from bluesky_cdinn.settings import ReconstructionOptions
-from bluesky_cdinn.warm_start import WarmStart
+from bluesky_cdinn.warm_start import Place, WarmStart, voxels_between, zero_frequency
 from bluesky_cdinn.watch import Cancel, Report, Watch
 
 # A running scan has its peak in view once the frames at both ends hold less than this part of the brightest.
@@ -52,6 +52,8 @@ class Followed:
         Where the next update starts; None where the last one's objects don't agree.
     density
         The last update's, for comparison; complex64.
+    centre
+        That its phase refers to, see `warm_start.WarmStart`; the same throughout a scan.
     full
         Shape of the full grid around it; objects of the same one have the same voxels.
     frame
@@ -63,6 +65,7 @@ class Followed:
     options: ReconstructionOptions
     warm: WarmStart | None
     density: NDArray[np.complex64]
+    centre: Place
     full: tuple[int, ...]
     frame: Frame
     points: tuple[int, ...]
@@ -208,8 +211,12 @@ def update(
             )
             support &= quality.half_level_support(density)
             full = tuple(posed.full.magnitude.shape)
-            changed = {}
+            centre, changed = zero_frequency(centred), {}
             if earlier is not None and earlier.full == full:
+                # About another centre the same crystal has another ramp in its phase.
+                centre = earlier.centre
+                moved = [-n for n in voxels_between(centre, centred)]
+                density = (density * quality.ramp(density.shape, moved)).astype(np.complex64)
                 density, changed = change(density, earlier.density)
                 support = quality.half_level_support(density)
         with watch.stage("strain"):
@@ -239,6 +246,7 @@ def update(
             options,
             WarmStart.of(solution.finalists, posed, centred) if agreed and options.refine else None,
             density,
+            centre,
             full,
             frame,
             (*known, points),

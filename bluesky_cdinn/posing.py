@@ -51,20 +51,24 @@ def centre_peak(volume: DiffractionVolume) -> tuple[DiffractionVolume, tuple[int
     roll = tuple(
         n // 2 - round(p) for n, p in zip(volume.intensity.shape, centre_of_counts(volume), strict=True)
     )
+    return rolled(volume, roll), roll
+
+
+def rolled(volume: DiffractionVolume, roll: tuple[int, ...]) -> DiffractionVolume:
+    """Return a volume rolled by whole voxels, its window and angles with it."""
     if not any(roll):
-        return volume, roll
+        return volume
     first, row, column = (w - r for w, r in zip(volume.window, roll, strict=True))
     angles = volume.angles_deg
     if angles is not None and len(angles) > 1:
         angles = angles - roll[0] * (angles[-1] - angles[0]) / (len(angles) - 1)
-    rolled = replace(
+    return replace(
         volume,
         intensity=np.roll(volume.intensity, roll, axis=quality.AXES),
         valid=np.roll(volume.valid, roll, axis=quality.AXES),
         angles_deg=angles,
         window=(first, row, column),
     )
-    return rolled, roll
 
 
 def padded(volume: DiffractionVolume, roll: tuple[int, ...]) -> DiffractionVolume:

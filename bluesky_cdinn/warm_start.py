@@ -43,7 +43,7 @@ class WarmStart:
 
     def on(self, posed: Posed, volume: DiffractionVolume) -> Objects:
         """Return the objects on the working grid of another volume of the same scan, as far as both reach."""
-        moved = self._voxels_to(volume)
+        moved = voxels_between(self.centre, volume)
         full = boxed(self.objects, self.full)
         turned = full.density * _ramp(full.density, moved)
         there = objects_on(replace(full, density=turned), tuple(posed.full.magnitude.shape))
@@ -51,15 +51,14 @@ class WarmStart:
         device = posed.full.magnitude.device
         return Objects(here.density.to(device), here.support.to(device), here.chi2.to(device))
 
-    def _voxels_to(self, volume: DiffractionVolume) -> tuple[int, int, int]:
-        """Return by how many voxels the pattern lies further up on the volume's grid than it did."""
-        rocking, row, column = (
-            old - new for old, new in zip(self.centre, zero_frequency(volume), strict=True)
-        )
-        angles = volume.angles_deg
-        if angles is not None and len(angles) > 1:
-            rocking *= (len(angles) - 1) / (angles[-1] - angles[0])
-        return round(rocking), int(row), int(column)
+
+def voxels_between(centre: Place, volume: DiffractionVolume) -> tuple[int, int, int]:
+    """Return how far a centre lies above a volume's own, in the volume's voxels."""
+    rocking, row, column = (c - own for c, own in zip(centre, zero_frequency(volume), strict=True))
+    angles = volume.angles_deg
+    if angles is not None and len(angles) > 1:
+        rocking *= (len(angles) - 1) / (angles[-1] - angles[0])
+    return round(rocking), int(row), int(column)
 
 
 def zero_frequency(volume: DiffractionVolume) -> Place:

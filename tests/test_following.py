@@ -9,6 +9,7 @@ from bluesky_cdinn import following, pipeline, quality
 from bluesky_cdinn.errors import Cancelled, IncompleteScan
 from bluesky_cdinn.following import ScanFollower, fraction_measured
 from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.posing import rolled
 from bluesky_cdinn.records import FrameReference, PartialResult, Reconstruction, RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions
 
@@ -90,6 +91,29 @@ def test_previews_keep_their_shape_and_changes_shrink(crystal):
     # The object stays where it was: pictures can be laid over each other.
     before, after = partials[1].amplitude, partials[2].amplitude
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.99
+
+
+def test_a_peak_whose_centre_moves_changes_no_phase(crystal, monkeypatch):
+    """The centre of what is measured moves by whole voxels as a scan goes on; the crystal doesn't."""
+    _, counts = crystal
+    follower = ScanFollower()
+    first = follower(up_to(counts, 28), OPTIONS)
+    centre_peak = following.centre_peak
+    moved = []
+
+    def elsewhere(volume):
+        _, roll = centre_peak(volume)
+        off = tuple(r + step for r, step in zip(roll, (1, 0, -2), strict=True))
+        moved.append(off)
+        return rolled(volume, off), off
+
+    monkeypatch.setattr(following, "centre_peak", elsewhere)
+    second = follower(up_to(counts, 29), OPTIONS)
+    assert moved
+    assert second.scalars["change_rad"] < 0.1
+    inside = first.amplitude > 0.5 * first.amplitude.max()
+    apart = np.angle(np.exp(1j * (second.phase - first.phase)))[inside]
+    assert np.sqrt(np.mean(apart**2)) < 0.1
 
 
 def test_scans_are_kept_apart_and_only_so_many(crystal, monkeypatch):
