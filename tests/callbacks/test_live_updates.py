@@ -452,20 +452,23 @@ def test_a_callback_that_fails_gets_no_more_of_that_run(RE, live, told):
 
 
 def test_a_result_that_is_kept_keeps_neither_frames_nor_the_scan(RE, live, told):
-    RE.subscribe(live)
-    result = live.result(RE(rocking(told.after(4))).plan_result)
-    result.result(60)
-    assert live.wait(30)
-    gc.collect()
-    from bluesky_cdinn.callbacks._scan import Scan
+    scans = []
 
-    # The worker's thread lets its job go a moment later.
-    deadline = time.monotonic() + 10
-    while any(isinstance(o, Scan) for o in gc.get_objects()) and time.monotonic() < deadline:
+    def look(point):
+        yield from told.after(4)(point)
+        if point == 4:
+            scans.extend(map(weakref.ref, live._scans.values()))
+
+    RE.subscribe(live)
+    result = live.result(RE(rocking(look)).plan_result)
+    assert result.result(60).status == "success"
+    assert live.wait(30)
+    # The threads let their last step and job go a moment later.
+    deadline = time.monotonic() + 30
+    while scans[0]() is not None and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.05)
-    scans = [weakref.ref(o) for o in gc.get_objects() if isinstance(o, Scan)]
-    assert scans == []
+    assert scans[0]() is None
 
 
 @pytest.mark.parametrize(
