@@ -1,0 +1,76 @@
+"""A night of scans: memory stays flat, and no thread, file or process is left behind."""
+
+import gc
+import os
+import threading
+
+import numpy as np
+import psutil
+from scans import rocking, watch
+
+from bluesky_cdinn.callbacks import LiveReconstruction
+from bluesky_cdinn.spool import spooled_runs
+
+SCANS = int(os.environ.get("SCANS_IN_A_ROW", "500"))
+"""More for a longer look."""
+
+WARM = 50
+MB = 1e6
+
+
+class Held:
+    """What this process and the worker's hold at one moment."""
+
+    def __init__(self, worker):
+        gc.collect()
+        own, child = psutil.Process(), psutil.Process(worker.pid)
+        self.own_mb, self.child_mb = (p.memory_info().rss / MB for p in (own, child))
+        self.counts = {
+            "files": own.num_fds(),
+            "threads": threading.active_count(),
+            "processes": len(own.children(recursive=True)),
+            "the worker's files": child.num_fds(),
+            "the worker's threads": child.num_threads(),
+        }
+
+
+def measure(RE, live, scans, frames):
+    results = [live.result(RE(rocking(frames=frames)).plan_result) for _ in range(scans)]
+    assert {result.result(60).status for result in results} == {"success"}
+    assert live.catalog.raw_writer().flush(30)
+
+
+def test_many_scans_in_a_row(RE, quiet_catalog, make_worker):
+    """Tiled is away all the while, so that the spool gets longer and longer."""
+    frames = [np.full((64, 64), point, np.uint16) for point in range(4)]
+    worker = make_worker(max_pending=SCANS)
+    with LiveReconstruction(quiet_catalog, worker=worker) as live:
+        watch(RE, live)
+        measure(RE, live, WARM, frames)
+        before = Held(worker)
+        pid = worker.pid
+        measure(RE, live, SCANS - WARM, frames)
+        after = Held(worker)
+        assert worker.pid == pid
+        assert after.counts == before.counts
+        # A summary of each of the last thousand is kept; frames of all these scans would be 16 MB.
+        assert after.own_mb - before.own_mb < 10 + 0.02 * (SCANS - WARM)
+        assert after.child_mb - before.child_mb < 10
+        assert len(spooled_runs(quiet_catalog.settings.spool)) == 2 * SCANS
+
+
+def test_scans_in_a_row_into_tiled(RE, catalog, make_worker):
+    """Its client and its writer leave nothing open either."""
+    frames = [np.full((64, 64), point, np.uint16) for point in range(4)]
+    worker = make_worker(max_pending=100)
+    with LiveReconstruction(catalog, worker=worker) as live:
+        watch(RE, live)
+        measure(RE, live, 5, frames)
+        assert catalog.flush(60)
+        before = Held(worker)
+        measure(RE, live, 30, frames)
+        assert catalog.flush(120)
+        after = Held(worker)
+        assert after.counts == before.counts
+        assert after.own_mb - before.own_mb < 30
+        assert len(catalog.raw) == len(catalog.processed) == 35
