@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from tiled.queries import Eq
 
-from bluesky_cdinn.backfill import PROCESSED, Wanted, plan
+from bluesky_cdinn.backfill import PROCESSED, RAW, Wanted, plan
 from bluesky_cdinn.callbacks import (
     LiveReconstruction,
     ReceivedRun,
@@ -204,19 +204,21 @@ class Intake:
         self.needs_sweep.set()
 
     def _release(self) -> None:
-        ended = [run.uid for run in self.runs.values() if run.result is not None]
+        ended = {run.uid: run.result for run in self.runs.values() if run.result is not None}
         if not ended or not self._catalog.flush(_FLUSH_S):
             return
         claims = self._catalog.folder(self._settings.claims)
-        for uid in ended:
+        for uid, result in ended.items():
+            if not self._metrics.device and result.success:
+                made = self._catalog.processed[result.processed_uid].metadata["start"]
+                self._metrics.device = str(made.get("device", ""))
             self._claims.release(claims, uid)
             with self._lock:
                 self.runs = {other: run for other, run in self.runs.items() if other != uid}
 
     def _complete(self, run: ClaimedRun) -> None:
         """Hand a scan over that ended without all of its documents, as soon as Tiled holds them."""
-        raw = self._catalog.raw
-        stored = run.uid in raw and bool(raw[run.uid].metadata.get("stop"))
+        stored = any(found["stop"] for found in listed(self._catalog.raw, RAW, Eq("start.uid", run.uid)))
         over = run.stop is not None
         if stored and (over or run.seen_stored):
             for name, doc in self._stored(run.uid):

@@ -26,7 +26,7 @@ class WorkerMetrics:
     last_error
         Why the last one that failed did.
     device
-        That the last one was computed on; empty before the first.
+        That the first success was computed on; empty until it is known.
     """
 
     def __init__(self) -> None:
@@ -60,10 +60,8 @@ class WorkerMetrics:
             self.last_error = summary.reason
 
     def processed(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take a document of a processed run: its device, and its partial results."""
-        if name == "start":
-            self.device = doc.get("device") or self.device
-        elif name == "descriptor" and doc.get("name") == _PARTIAL:
+        """Take a document of a processed run; partial results are counted."""
+        if name == "descriptor" and doc.get("name") == _PARTIAL:
             self._partial = doc["uid"]
         elif name == "event" and doc["descriptor"] == self._partial:
             self.updates += 1
