@@ -35,12 +35,13 @@ from bluesky import RunEngine
 from bluesky_cdinn.callbacks import LiveReconstruction
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.plans import rocking_scan
-from bluesky_cdinn.settings import LiveSettings, Settings, TiledSettings
+from bluesky_cdinn.settings import LiveSettings, ReconstructionOptions, Settings, TiledSettings
 from bluesky_cdinn.sim.area_detector import SimulatedAreaDetector
 from bluesky_cdinn.sim.delivery import DeliveryName
 from bluesky_cdinn.sim.detector_effects import random_detector
 from bluesky_cdinn.sim.devices import gold_geometry, simulated_beamline
 from bluesky_cdinn.sim.stage import RockingStage
+from bluesky_cdinn.worker import ReconstructionWorker
 
 TABLES = Path(__file__).resolve().parent / "results" / "live.md"
 HALF_RANGE_DEG = 0.3
@@ -186,11 +187,16 @@ def latency_rows(scans: int, folder: Path) -> list[list[str]]:
 
 
 def memory_rows(scans: int, folder: Path) -> list[list[str]]:
-    """Watch the RunEngine's process over a series of scans; the crystal is too faint to take long."""
+    """Watch the RunEngine's process over a series of scans, whose crystals are not worth waiting for."""
     source = KnownFrames(16, 64)
     process = psutil.Process()
     rows = []
-    with catalog(folder, interval_s=0.1) as opened, LiveReconstruction(opened) as live:
+    quick = ReconstructionOptions(starts=1, refine=False)
+    with (
+        catalog(folder, interval_s=0.1) as opened,
+        ReconstructionWorker(options=quick) as worker,
+        LiveReconstruction(opened, worker=worker) as live,
+    ):
         theta = RockingStage(name="theta", time_scale=0.0)
         det = SimulatedAreaDetector(name="det", source=source, stage=theta, time_scale=0.0)
         engine = RunEngine({}, call_returns_result=True)
