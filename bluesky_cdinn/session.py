@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bluesky_cdinn.callbacks import LiveReconstruction, ReconstructionSummary, stored_curve
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.errors import Cancelled, NotFound
-from bluesky_cdinn.records import Progress, Reconstruction, RockingCurve
+from bluesky_cdinn.jobs import Curve
+from bluesky_cdinn.records import Progress, Reconstruction
 from bluesky_cdinn.settings import ReconstructionOptions, Settings
 from bluesky_cdinn.volume import load_frames
 from bluesky_cdinn.worker import ProgressCallback, ReconstructionWorker
@@ -154,7 +155,7 @@ class _WatchedWorker(ReconstructionWorker):
 
     def submit(
         self,
-        curve: RockingCurve,
+        curve: Curve,
         options: ReconstructionOptions | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> Future[Reconstruction]:
