@@ -62,7 +62,7 @@ def test_an_update_that_hangs_makes_way_for_the_result(RE, live):
     ended = RE(rocking(lambda: time.sleep(0.5), update="hang")).plan_result
     began = time.monotonic()
     assert live.result(ended).result(60).scalars["total"] == WHOLE
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
 
 
 @pytest.mark.parametrize("end", ["abort", "halt", "stop"])
