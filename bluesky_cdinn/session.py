@@ -15,7 +15,6 @@ from bluesky_cdinn.callbacks import LiveReconstruction, ReconstructionSummary, s
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.errors import Cancelled, NotFound
 from bluesky_cdinn.jobs import Curve
-from bluesky_cdinn.jobs import Curve
 from bluesky_cdinn.records import Progress, Reconstruction
 from bluesky_cdinn.settings import ReconstructionOptions, Settings
 from bluesky_cdinn.volume import load_frames
