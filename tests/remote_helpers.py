@@ -111,7 +111,7 @@ class WorkerProcess:
     """A worker in a process of its own, whose job is `remote_jobs.job`."""
 
     def __init__(self, settings, name, entry="remote_jobs:job"):
-        code = "import sys; from bluesky_cdinn import cli_worker as cli; cli.work(cli.settings(), *sys.argv[1:])"
+        code = "import sys; from bluesky_cdinn import cli_worker as c; c.work(c.settings(), *sys.argv[1:])"
         own = settings.model_copy(update={"spool": settings.spool.with_name(f"spool-{name}")})
         self.name = name
         self._log = settings.spool.with_name(f"{name}.log")

@@ -11,10 +11,12 @@ from bluesky_cdinn.frame_files import load_frames
 
 
 def job(curve, options, *, progress, cancelled):
-    """Read the frames, wait for a file where the metadata names one, then sum up as `worker_jobs` does."""
+    """Read the frames, make one file and wait for another where the metadata names them, then sum up as `worker_jobs` does."""
     if curve.exit_status == "unfinished":
         raise IncompleteScan("these tests are about what is left when a scan is over")
     curve = load_frames(curve, patience_s=0.5)
+    if begun := curve.metadata.get("begun"):
+        Path(begun).touch()
     until = curve.metadata.get("until")
     while until is not None and not Path(until).exists():
         if cancelled():

@@ -203,9 +203,9 @@ def test_a_worker_that_is_told_to_stop_ends_what_it_has_begun(
     worker = start_worker("one")
     RE.subscribe(catalog.raw_writer())
     RE.subscribe(send)
-    gate = tmp_path / "gate"
-    uid = measure(RE, beamline, until=str(gate))
-    eventually(lambda: uid in holders(catalog.folder(settings.remote.claims)), lambda: worker.log)
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    uid = measure(RE, beamline, until=str(gate), begun=str(begun))
+    eventually(begun.exists, lambda: worker.log)
     worker.kill(signal.SIGTERM)
     eventually(lambda: "stopping" in worker.log)
     gate.touch()
