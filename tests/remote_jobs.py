@@ -11,7 +11,7 @@ from bluesky_cdinn.frame_files import load_frames
 
 
 def job(curve, options, *, progress, cancelled):
-    """Read the frames, make one file and wait for another where the metadata names them, then sum up as `worker_jobs` does."""
+    """Read frames, make a file and wait for another if the metadata names them, then sum up."""
     if curve.exit_status == "unfinished":
         raise IncompleteScan("these tests are about what is left when a scan is over")
     curve = load_frames(curve, patience_s=0.5)
