@@ -18,6 +18,9 @@ from bluesky_cdinn.plans._rocking_scan import rocking_scan
 
 logger = logging.getLogger(__name__)
 
+LEAST_ANGLES = 8
+"""No crystal is reconstructed from fewer (`bluesky_cdinn.posing.FEWEST_SLICES`)."""
+
 
 def rocking_scan_with_recon(
     detectors: Readable | Sequence[Readable],
@@ -51,7 +54,7 @@ def rocking_scan_with_recon(
     stop : float
         Last angle, deg.
     num : int
-        Number of angles, evenly spaced.
+        Number of angles, evenly spaced; eight at least.
     count_time : float or sequence of float, optional
         Exposure, s: of every point, or one for each angle. None leaves it as it is.
     relative : bool, optional
@@ -88,6 +91,11 @@ def rocking_scan_with_recon(
     """
     if on_failure not in ("return", "raise"):
         raise InvalidInput(f"on_failure must be 'return' or 'raise', got {on_failure!r}")
+    if num < LEAST_ANGLES:
+        raise InvalidInput(
+            f"num must be at least {LEAST_ANGLES} angles to reconstruct from, got {num}; "
+            "rocking_scan measures fewer"
+        )
     if not timeout > 0:
         raise InvalidInput(f"timeout must be positive, in s, got {timeout}")
     callback: LiveCallback = default_live() if live is None else live

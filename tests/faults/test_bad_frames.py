@@ -8,6 +8,8 @@ from crystals import crystal_and_counts
 
 from bluesky_cdinn.errors import CdinnError, IncompleteScan, InvalidInput
 from bluesky_cdinn.pipeline import reconstruct_curve
+from bluesky_cdinn.plans._rocking_scan_with_recon import LEAST_ANGLES
+from bluesky_cdinn.posing import FEWEST_SLICES
 from bluesky_cdinn.preprocess import find_peak, prepare
 from bluesky_cdinn.records import RockingCurve
 from bluesky_cdinn.settings import ReconstructionOptions
@@ -155,3 +157,7 @@ def test_frames_of_many_pixels():
     assert time.process_time() - began < 60
     assert max(result.density.shape) < 200
     assert result.chi2 < 0.05
+
+
+def test_the_plan_asks_for_as_many_angles_as_a_crystal_needs():
+    assert LEAST_ANGLES == FEWEST_SLICES

@@ -360,7 +360,7 @@ class Deaf(FakeLive):
 
 class TestRockingScanWithRecon:
     def test_returns_the_summary(self, RE, documents, theta, det):
-        summary = RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 5, live=FakeLive(GOOD))).plan_result
+        summary = RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 9, live=FakeLive(GOOD))).plan_result
         assert summary.status == "success"
         assert summary.chi2 == 0.004
         assert summary.raw_uid == documents[0][1]["uid"]
@@ -372,12 +372,12 @@ class TestRockingScanWithRecon:
         if subscribed:
             RE.subscribe(live)
         for _ in range(2):
-            RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 3, live=live))
+            RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 9, live=live))
         assert live.documents == documents
 
     def test_the_subscription_ends_with_the_plan(self, RE, theta, det):
         live = FakeLive(GOOD)
-        RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 3, live=live))
+        RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 9, live=live))
         seen = len(live.documents)
         RE(rocking_scan(det, theta, -0.3, 0.3, 3))
         assert len(live.documents) == seen
@@ -393,7 +393,7 @@ class TestRockingScanWithRecon:
     )
     @pytest.mark.parametrize("on_failure", ["return", "raise"])
     def test_a_failure_leaves_the_scan_alone(self, RE, documents, theta, det, live, reason, on_failure):
-        plan = rocking_scan_with_recon(det, theta, 0, 1, 3, live=live, timeout=0.2, on_failure=on_failure)
+        plan = rocking_scan_with_recon(det, theta, 0, 1, 9, live=live, timeout=0.2, on_failure=on_failure)
         if on_failure == "raise":
             with pytest.raises(ReconstructionFailed, match=reason):
                 RE(plan)
@@ -403,11 +403,11 @@ class TestRockingScanWithRecon:
             assert reason in summary.reason
             assert summary.raw_uid == documents[0][1]["uid"]
         assert named(documents, "stop")[0]["exit_status"] == "success"
-        assert len(named(documents, "event")) == 3
+        assert len(named(documents, "event")) == 9
 
     def test_a_result_that_comes_too_late_harms_nothing(self, RE, theta, det, caplog):
         live = FakeLive(GOOD, delay=0.4)
-        summary = RE(rocking_scan_with_recon(det, theta, 0, 1, 3, live=live, timeout=0.1)).plan_result
+        summary = RE(rocking_scan_with_recon(det, theta, 0, 1, 9, live=live, timeout=0.1)).plan_result
         assert summary.status == "failed"
         assert live.result(summary.raw_uid).result(timeout=2).status == "success"
         assert not [record for record in caplog.records if record.exc_info]
@@ -417,17 +417,19 @@ class TestRockingScanWithRecon:
         pause = threading.Timer(0.2, RE.request_pause)
         RE.subscribe(lambda name, doc: pause.start(), "stop")
         with pytest.raises(RunEngineInterrupted):
-            RE(rocking_scan_with_recon(det, theta, 0, 1, 3, live=live))
+            RE(rocking_scan_with_recon(det, theta, 0, 1, 9, live=live))
         assert RE.resume().plan_result.status == "success"
 
     def test_a_failed_scan_is_not_hidden(self, RE, documents, theta, det):
         with pytest.raises(FailedStatus):
-            RE(rocking_scan_with_recon(det, theta, 4.0, 4.9, 4, live=FakeLive(GOOD)))
+            RE(rocking_scan_with_recon(det, theta, 4.0, 4.9, 8, live=FakeLive(GOOD)))
         assert named(documents, "stop")[0]["exit_status"] == "fail"
 
-    @pytest.mark.parametrize(("option", "value"), [("timeout", 0.0), ("on_failure", "cry"), ("num", 1)])
+    @pytest.mark.parametrize(
+        ("option", "value"), [("timeout", 0.0), ("on_failure", "cry"), ("num", 1), ("num", 7)]
+    )
     def test_bad_arguments_move_nothing(self, RE, documents, theta, det, option, value):
-        options = {"num": 5, "live": FakeLive(GOOD), option: value}
+        options = {"num": 9, "live": FakeLive(GOOD), option: value}
         with pytest.raises(InvalidInput, match=option):
             RE(rocking_scan_with_recon(det, theta, 0, 1, **options))
         assert not documents
