@@ -93,6 +93,10 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
             future = ended.get(timeout=POLL_S)
         except queue.Empty:
             continue
+        if future.status == "pending":
+            # Its worker died before it was asked how it ended: it is done again.
+            future.add_done_callback(ended.put)
+            continue
         order = running.pop(future)
         outcome = campaign.died(order) if _killed(future) else campaign.ended(_outcome(future, order))
         if outcome is not None:

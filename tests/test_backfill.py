@@ -41,6 +41,7 @@ from bluesky_cdinn.staleness import Stale, Standard, standard_now
 QUICK = ReconstructionOptions(start="autocorrelation", refine=False, starts=1)
 QUICKLY = ("--start", "autocorrelation", "--no-refine", "--starts", "1")
 MOMENT = 1_700_000_000.0
+PATIENCE_S = 120.0
 
 
 def run(uid: str, *, over: bool = True, **start: Any) -> dict[str, Any]:
@@ -419,7 +420,7 @@ def test_two_processes_share_the_scans_and_the_key_does_not_travel(
     assert key not in portable(catalog.settings)
     assert client.scheduler.address.startswith("tls://127.0.0.1")
     assert client.submit(backfill_jobs.key_in_environment, "CDINN_TILED__API_KEY").result() == key
-    assert key not in json.dumps(client.scheduler_info(), default=str)
+    assert key not in repr(client.scheduler_info())
     with campaign_of(catalog) as campaign:
         done = list(by_dask(client, campaign))
     assert {outcome.raw_uid for outcome in done} == raw_uids
@@ -437,7 +438,7 @@ def test_a_worker_that_is_killed_loses_nothing(catalog: Catalog, client: Any) ->
             os.kill(pid, signal.SIGKILL)
         done += outcomes
     assert {outcome.raw_uid for outcome in done} == raw_uids
-    assert {outcome.status for outcome in done} <= {"success", "skipped"}
+    assert {outcome.status for outcome in done} <= {"success", "skipped"}, done
     assert statuses(catalog) == {uid: ["success"] for uid in raw_uids}
 
 
@@ -540,6 +541,7 @@ def wait_for_a_result(stream: Any) -> None:
 def test_killed_at_any_time_it_goes_on(home: Path) -> None:
     with Catalog(settings_of(home)) as catalog:
         raw_uids = [measure(catalog, sample="killed") for _ in range(6)]
+        assert catalog.flush(PATIENCE_S)
     choice = ("--sample", "killed")
     code, answer = cdinn(home, *choice, "--dry-run")
     assert (code, answer["to_do"], len(answer["orders"])) == (0, 6, 6)
@@ -562,6 +564,7 @@ def test_interrupted_it_finishes_what_runs_and_begins_no_more(home: Path) -> Non
     with Catalog(settings_of(home)) as catalog:
         for _ in range(6):
             measure(catalog, sample="interrupted")
+        assert catalog.flush(PATIENCE_S)
     with started(home, "--sample", "interrupted", "--processes", "2", "--json") as running:
         wait_for_a_result(running.stderr)
         # As a terminal does: to all of them.
@@ -580,6 +583,7 @@ def test_interrupted_it_finishes_what_runs_and_begins_no_more(home: Path) -> Non
 def test_a_failure_is_exit_code_1(home: Path) -> None:
     with Catalog(settings_of(home)) as catalog:
         measure(catalog, sample="bad", cdi={"detector": "absent"})
+        assert catalog.flush(PATIENCE_S)
     code, answer = cdinn(home, "--sample", "bad", "--processes", "1")
     assert (code, answer["failed"], answer["error"]) == (1, 1, 0)
     assert "absent" in answer["runs"][0]["reason"]
