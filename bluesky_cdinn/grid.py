@@ -150,10 +150,10 @@ def fill_invalid(intensity: NDArray[np.float32], valid: NDArray[np.bool_]) -> ND
     if filled[~valid].sum() < NEGLIGIBLE * filled.sum():
         return filled
     for _ in range(FILLINGS):
-        lags = scipy.fft.rfftn(filled)
+        lags = np.asarray(scipy.fft.rfftn(filled))
         size = np.abs(lags)
         lags[size < EMPTY * size.max()] = 0
-        smooth = scipy.fft.irfftn(lags, s=filled.shape, overwrite_x=True)
+        smooth = np.asarray(scipy.fft.irfftn(lags, s=filled.shape, overwrite_x=True))
         filled = np.where(valid, filled, smooth.clip(0))
     return filled
 
