@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from bluesky_cdinn import phasing, pipeline, quality
+from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.errors import IncompleteScan
 from bluesky_cdinn.fallback import within_memory
 from bluesky_cdinn.forward import to_centre
 from bluesky_cdinn.frame_files import load_frames
-from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.grid import fast_side, window_on_grid
 from bluesky_cdinn.posing import centre_peak, padded, pose
 from bluesky_cdinn.preview import Frame, preview
 from bluesky_cdinn.records import (
@@ -36,6 +37,9 @@ from bluesky_cdinn.watch import Cancel, Report, Watch
 PAST_THE_PEAK = 0.5
 # What of a file isn't there yet comes with the next update, s.
 PATIENCE_S = 0.2
+# An update looks at so many voxels at most, the central ones: what lies beyond sharpens the object, and takes
+# longer than the next frames do.
+MOST_VOXELS = 300_000
 # Running scans that are remembered; one that never ends must not stay for ever.
 REMEMBERED = 8
 
@@ -178,8 +182,8 @@ def update(
 ) -> tuple[PartialResult, Followed]:
     """Reconstruct what a running scan has measured, its frames read, from where it was if that is known.
 
-    The object is fitted on the working grid, which holds all that the crystal needs. Its fit to the
-    detector's own sampling and to the held-out voxels is left to the end.
+    The object is fitted to the central part of a large volume, on the working grid. Its fit to all of it, to
+    the detector's own sampling and to the held-out voxels is left to the end.
 
     Raises
     ------
@@ -196,6 +200,7 @@ def update(
             volume = pipeline.measured_volume(curve, options)
             require_peak(volume)
             centred, roll = centre_peak(volume)
+            centred = central_part(centred)
             posed = pose(padded(centred, roll), options, choose_device(options.device))
         warm = earlier.warm.on(posed, centred) if earlier is not None and earlier.warm is not None else None
         # Each search from other random phases than those before.
@@ -271,6 +276,17 @@ def require_peak(volume: DiffractionVolume) -> None:
             f"measured must hold less than {PAST_THE_PEAK:g} of the brightest, one holds "
             f"{edge / totals.max():.2f}; go on with the scan"
         )
+
+
+def central_part(volume: DiffractionVolume) -> DiffractionVolume:
+    """Return the volume, or of a large one `MOST_VOXELS` about its centre in its own proportions."""
+    shape = volume.intensity.shape
+    if volume.intensity.size <= MOST_VOXELS:
+        return volume
+    ratio = (MOST_VOXELS / volume.intensity.size) ** (1 / 3)
+    a, b, c = (min(n, fast_side(n * ratio)) for n in shape)
+    middle = [n // 2 for n in shape]
+    return crop_around_peak(volume, (a, b, c), (middle[0], middle[1], middle[2]))
 
 
 def fraction_measured(curve: RockingCurve) -> float:

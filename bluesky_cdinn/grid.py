@@ -51,10 +51,10 @@ def coarse_levels(intensity: NDArray[np.float32], extent: Sequence[float]) -> li
     shape, smallest = intensity.shape, []
     for axis, (n, size) in enumerate(zip(shape, extent, strict=True)):
         wanted = max(FLOOR, ACROSS * n / max(size, 1.0), _width(intensity, axis))
-        smallest.append(min(n, _even_fast(int(np.ceil(wanted)))))
+        smallest.append(min(n, fast_side(wanted)))
     levels = [(int(shape[0]), int(shape[1]), int(shape[2]))]
     while any(n > m for n, m in zip(levels[0], smallest, strict=True)):
-        halved = [max(m, _even_fast(n // 2)) for n, m in zip(levels[0], smallest, strict=True)]
+        halved = [max(m, fast_side(n // 2)) for n, m in zip(levels[0], smallest, strict=True)]
         levels.insert(0, (halved[0], halved[1], halved[2]))
         # A last step that saves less than half of the voxels isn't worth its iterations.
         if np.prod(levels[0]) > 0.5 * np.prod(levels[1]):
@@ -77,7 +77,9 @@ def smooth_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return a, b, c
 
 
-def _even_fast(n: int) -> int:
+def fast_side(length: float) -> int:
+    """Return the next even length from there up that an FFT is fast on."""
+    n = int(np.ceil(length))
     n += n % 2
     while scipy.fft.next_fast_len(n) != n or n % 2:
         n += 2
@@ -97,10 +99,7 @@ def sufficient_shape(shape: Sequence[int], extent: Sequence[float]) -> tuple[int
     extent
         The crystal's, along each axis, in object voxels.
     """
-    wanted = [
-        min(n, _even_fast(max(FLOOR // 2, int(np.ceil(MARGIN * 2 * e)))))
-        for n, e in zip(shape, extent, strict=True)
-    ]
+    wanted = [min(n, fast_side(max(FLOOR // 2, MARGIN * 2 * e))) for n, e in zip(shape, extent, strict=True)]
     if np.prod(wanted) > WORTHWHILE * np.prod(shape):
         wanted = list(shape)
     return int(wanted[0]), int(wanted[1]), int(wanted[2])
@@ -218,5 +217,5 @@ def signal_window(
         profile = smooth.max(axis=tuple(a for a in range(3) if a != axis))
         reach = np.abs(np.flatnonzero(profile > 1.0) - place)
         wanted = 2 * int(np.ceil(reach.max())) if len(reach) else 0
-        sides.append(_even_fast(min(max(wanted, FLOOR), most)))
+        sides.append(fast_side(min(max(wanted, FLOOR), most)))
     return sides[0], sides[1], sides[2]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from crystals import crystal_and_counts
+from crystals import crystal_and_counts, volume_of
 
 from bluesky_cdinn import following, pipeline, quality
 from bluesky_cdinn.errors import Cancelled, IncompleteScan
@@ -193,3 +193,28 @@ def test_frames_in_files_are_read_once_while_the_scan_runs_and_anew_at_its_end(c
         file["data"][:] = counts
     result = follower(replace(whole, frames=references), OPTIONS)
     assert quality.compare(result.density, truth).phase_rmse < 0.04
+
+
+def test_of_a_large_volume_updates_see_the_central_part_and_the_result_all(crystal, monkeypatch):
+    truth, counts = crystal
+    monkeypatch.setattr(following, "MOST_VOXELS", 20**3)
+    follower = ScanFollower()
+    partial = follower(up_to(counts, 24), OPTIONS)
+    known = follower._scans["scan"].last
+    assert known.full == (20, 20, 20)
+    # Its voxels are larger, so that the same crystal takes up fewer of them.
+    assert partial.amplitude.shape == (3, 64, 64)
+    result = follower(up_to(counts, N), OPTIONS)
+    assert result.density.shape == truth.shape
+    assert result.parameters["found_from"] == "running scan"
+    assert quality.compare(result.density, truth).phase_rmse < 0.04
+
+
+def test_the_central_part_keeps_proportions_and_the_centre():
+    volume = volume_of(np.arange(64 * 128 * 128, dtype=np.float32).reshape(64, 128, 128))
+    part = following.central_part(volume)
+    assert part.intensity.shape == (44, 88, 88)
+    assert part.intensity[22, 44, 44] == volume.intensity[32, 64, 64]
+    assert part.window == (10, 20, 20)
+    small = volume_of(np.ones((64, 64, 64), np.float32))
+    assert following.central_part(small) is small
