@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,23 +57,42 @@ def scan_documents(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "stop", dict(run.compose_stop(validate=False))
 
 
-def campaign_s(settings: Settings, processes: int) -> tuple[float, list[float], float, float]:
-    """Reconstruct all scans; return seconds, each scan's own, and a process's memory, MB, early and late."""
+@dataclass(frozen=True)
+class Measured:
+    """One campaign: seconds in all, of a scan, of CPU a scan, and a process's memory in MB early and late."""
+
+    seconds: float
+    scan_s: float
+    cpu_s: float
+    early_mb: float
+    late_mb: float
+
+
+def measured(settings: Settings, processes: int) -> Measured:
+    """Reconstruct all scans."""
     standard = Standard(settings.reconstruction, frozenset({Stale.OPTIONS}))
     with Catalog(settings) as catalog, local_cluster(settings, processes) as client:
         client.run(import_module, "bluesky_cdinn.pipeline")
-        pids = list(client.run(os.getpid).values())
+        workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
         todo = plan(catalog, Wanted(), standard)
-        began = time.monotonic()
+        everything = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        began, cpu = time.monotonic(), cpu_s(everything)
         seconds, memory = [], []
         with Campaign(catalog, todo.orders, standard, lambda: False) as campaign:
             for outcome in by_dask(client, campaign):
                 assert outcome.status == "success", outcome
                 seconds.append(outcome.seconds)
-                memory.append(max(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6)
-        took = time.monotonic() - began
+                memory.append(max(worker.memory_info().rss for worker in workers) / 1e6)
+        took, spent = time.monotonic() - began, cpu_s(everything) - cpu
     assert len(seconds) == len(todo.orders)
-    return took, seconds, memory[len(memory) // 3], memory[-1]
+    median = statistics.median(seconds)
+    return Measured(took, median, spent / len(seconds), memory[len(memory) // 3], memory[-1])
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    """Return the CPU time of processes: the campaign's, its workers', the Tiled server's."""
+    times = [process.cpu_times() for process in processes]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def scaling(settings: Settings, scans: int, rounds: int, processes: int) -> None:
@@ -83,18 +103,19 @@ def scaling(settings: Settings, scans: int, rounds: int, processes: int) -> None
                 write(name, document)
         catalog.flush()
     print(f"{scans} scans of 64^3, {os.cpu_count()} cores, one thread a process")
-    print(f"{'round':>5}{'processes':>11}{'s':>8}{'a scan, s':>11}{'load':>7}{'early MB':>10}{'late MB':>9}")
+    headings = ("round", "processes", "s", "a scan, s", "CPU a scan, s", "load", "early MB", "late MB")
+    print("".join(f"{heading:>14}" for heading in headings))
     ratios = []
     for number in range(rounds):
         took = {}
         # The order turns, so that what was cached the first time favours neither.
         for count in (1, processes) if number % 2 == 0 else (processes, 1):
             options = ReconstructionOptions(device="cpu", seed=10 * number + count)
-            numbers = campaign_s(settings.model_copy(update={"reconstruction": options}), count)
-            took[count] = numbers[0]
-            own = statistics.median(numbers[1])
-            row = f"{number + 1:>5}{count:>11}{numbers[0]:>8.1f}{own:>11.2f}{os.getloadavg()[0]:>7.1f}"
-            print(f"{row}{numbers[2]:>10.0f}{numbers[3]:>9.0f}", flush=True)
+            one = measured(settings.model_copy(update={"reconstruction": options}), count)
+            took[count] = one.seconds
+            numbers = (one.seconds, one.scan_s, one.cpu_s, os.getloadavg()[0], one.early_mb, one.late_mb)
+            row = f"{number + 1:>14}{count:>14}" + "".join(f"{value:>14.1f}" for value in numbers)
+            print(row, flush=True)
         ratios.append(took[1] / took[processes])
     shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(f"{processes} processes against 1: {statistics.median(ratios):.2f} times as fast (each: {shown})")

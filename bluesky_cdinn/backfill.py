@@ -205,17 +205,18 @@ def _sample(start: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 
 
 def _raw_runs(catalog: Catalog, wanted: Wanted) -> Iterator[Mapping[str, Any]]:
+    raw = catalog.raw
     limits = [("ge", wanted.since), ("lt", wanted.until)]
     when = [Comparison(sign, "start.time", at.timestamp()) for sign, at in limits if at is not None]
     if not wanted.uids:
-        yield from listed(catalog.raw, RAW, Eq("start.purpose", "rocking_curve"), *when)
+        yield from listed(raw, RAW, Eq("start.purpose", "rocking_curve"), *when)
         # What no plan of ours measured says nothing of its purpose.
         yield from listed(
             catalog.raw, RAW, KeyPresent("start.purpose", False), KeyPresent("start.cdi"), *when
         )
     seen = set()
     for beginning in wanted.uids:
-        found = list(listed(catalog.raw, RAW, Like("start.uid", f"{beginning}%"), *when))
+        found = list(listed(raw, RAW, Like("start.uid", f"{beginning}%"), *when))
         if not found:
             raise NotFound(f"no raw run {beginning!r} in {catalog.uri} that began in the time asked for")
         yield from (run for run in found if run["start"]["uid"] not in seen)
@@ -223,6 +224,7 @@ def _raw_runs(catalog: Catalog, wanted: Wanted) -> Iterator[Mapping[str, Any]]:
 
 
 def _made(catalog: Catalog, raw_uids: list[str]) -> Iterator[Mapping[str, Any]]:
+    processed = catalog.processed
     for first in range(0, len(raw_uids), PAGE):
         among = In("start.raw_uid", raw_uids[first : first + PAGE])
-        yield from listed(catalog.processed, PROCESSED, Eq("start.purpose", PURPOSE), among)
+        yield from listed(processed, PROCESSED, Eq("start.purpose", PURPOSE), among)
