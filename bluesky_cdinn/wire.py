@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ MAX_BYTES = 256_000_000
 """Of one message; a frame of 8 x 8 thousand pixels of 4 bytes is as large."""
 
 _ARRAY = 1
+# An array that takes no bytes costs its sender nothing, however many rows the reader would go through.
+_MAX_EMPTY_ROWS = 100_000
 # Booleans, numbers, complex numbers, times and text; neither objects nor structures.
 _DTYPE = re.compile(r"[<>|][biufcmMSU]\d{1,9}(\[\d{0,9}\w{1,7}\])?")
 
@@ -111,4 +114,6 @@ def _decode(code: int, content: bytes) -> Any:
     start = 2 + length + 8 * ndim
     if math.prod(shape) * dtype.itemsize != len(content) - start:
         raise InvalidInput(f"an array {described} {shape} can't have {len(content) - start} bytes")
+    if len(content) == start and math.prod(takewhile(bool, shape)) > _MAX_EMPTY_ROWS:
+        raise InvalidInput(f"an array of no bytes must have {_MAX_EMPTY_ROWS:,} rows at most, got {shape}")
     return np.ndarray(tuple(shape), dtype, content, start)[()]

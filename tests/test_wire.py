@@ -113,6 +113,11 @@ def test_what_does_not_travel_is_refused(value):
         pack({"a": value})
 
 
+def test_an_array_without_bytes_travels():
+    assert unpack(pack({"a": np.zeros((0, 8000, 8000), np.uint16)}))["a"].shape == (0, 8000, 8000)
+    assert unpack(pack({"a": np.zeros((3, 0))}))["a"].tolist() == [[], [], []]
+
+
 def test_what_comes_is_bounded(monkeypatch):
     monkeypatch.setattr("bluesky_cdinn.wire.MAX_BYTES", 1000)
     with pytest.raises(InvalidInput, match="1,000 bytes"):
@@ -136,6 +141,9 @@ def array_message(name=b"<f8", shape=(2,), data=bytes(16)):
         ({"shape": (3,)}, "can't have 16 bytes"),
         ({"shape": (2**62, 4)}, "can't have"),
         ({"data": b""}, "can't have 0 bytes"),
+        ({"name": b"<U0", "shape": (10**12,), "data": b""}, "no bytes"),
+        ({"name": b"|S0", "shape": (10**6, 10**6), "data": b""}, "no bytes"),
+        ({"shape": (10**12, 0), "data": b""}, "no bytes"),
     ],
 )
 def test_an_array_that_lies_is_refused(changed, said):
