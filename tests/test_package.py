@@ -55,6 +55,14 @@ def test_the_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     assert {name.split("/")[0] for name in names} == {"bluesky_cdinn", "bluesky_cdinn-0.1.0.dist-info"}
 
 
+def test_the_systemd_unit_of_the_docs_has_comments_on_lines_of_their_own() -> None:
+    page = (ROOT / "docs" / "how-to" / "compute-on-another-machine.md").read_text()
+    unit = page.partition("```ini\n")[2].partition("```")[0]
+    assert "ExecStart=" in unit
+    # systemd takes what follows a value for a part of it.
+    assert not [line for line in unit.splitlines() if "#" in line and not line.startswith("#")]
+
+
 def test_the_wheel_names_its_command_and_licence(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert any(name.endswith("LICENSE") for name in names)
