@@ -340,8 +340,9 @@ def _on_recorded(delivery: Delivery, documents: list[Document] | None) -> None:
 
 def _is_of(run: SpooledRun | HeldRun, uid: str) -> bool:
     """Whether a run has that uid, or is a reconstruction of the scan that has it."""
-    _, start = next(run.documents())
-    return any(start[name].startswith(uid) for name in ("uid", "raw_uid"))
+    _, start = next(run.documents(), ("start", None))
+    # Its folder is there before its first line.
+    return start is not None and any(start[name].startswith(uid) for name in ("uid", "raw_uid"))
 
 
 def _timestamp(moment: Moment | None) -> float | None:

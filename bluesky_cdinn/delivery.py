@@ -110,7 +110,6 @@ class Delivery:
         Tiled being away is no error here; it is logged once.
         """
         with self._one_at_a_time:
-            self.running.show(self._container)
             if self._connect:
                 self._connect = False
                 with contextlib.suppress(StoreUnavailable):
@@ -121,6 +120,8 @@ class Delivery:
             with sole_delivery(self._spool) as mine:
                 if mine:
                     recover_abandoned(self._spool)
+                    # Not while another process may be giving Tiled the whole of such a run.
+                    self.running.show(self._container)
                 self._deliver_all(self.waiting() if mine else list(self._held))
         return len(self.waiting())
 

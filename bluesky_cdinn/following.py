@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from bluesky_cdinn import phasing, pipeline, quality
 from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.device import choose_device
-from bluesky_cdinn.errors import IncompleteScan
+from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.fallback import within_memory
-from bluesky_cdinn.forward import to_centre
+from bluesky_cdinn.forward import AXES, amplitude_loss, to_centre
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.grid import fast_side, window_on_grid
 from bluesky_cdinn.posing import centre_peak, padded, pose
@@ -29,6 +29,7 @@ from bluesky_cdinn.records import (
     Reconstruction,
     RockingCurve,
 )
+from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.warm_start import Place, WarmStart, voxels_between, zero_frequency
 from bluesky_cdinn.watch import Cancel, Report, Watch
@@ -41,7 +42,7 @@ PATIENCE_S = 0.2
 # longer than the next frames do.
 MOST_VOXELS = 300_000
 # Running scans that are remembered; one that never ends must not stay for ever.
-REMEMBERED = 8
+REMEMBERED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Followed:
     density
         The last update's, for comparison; complex64.
     centre
-        That its phase refers to, see `warm_start.WarmStart`; the same throughout a scan.
+        That its phase refers to, see `warm_start.WarmStart`; the same as long as the full grid is.
     full
         Shape of the full grid around it; objects of the same one have the same voxels.
     frame
@@ -197,10 +198,7 @@ def update(
     torch.set_num_threads(options.threads)
     with torch.no_grad():
         with watch.stage("prepare"):
-            volume = pipeline.measured_volume(curve, options)
-            require_peak(volume)
-            centred, roll = centre_peak(volume)
-            centred = central_part(centred)
+            centred, roll = peak_in_view(curve, options)
             posed = pose(padded(centred, roll), options, choose_device(options.device))
         warm = earlier.warm.on(posed, centred) if earlier is not None and earlier.warm is not None else None
         # Each search from other random phases than those before.
@@ -209,7 +207,7 @@ def update(
         solution = pipeline.solve(posed, searching, watch, warm, full=False)
         with watch.stage("judge"):
             numbers = pipeline.judge(solution.best, solution.finalists, posed.working.measurement)
-            chi2 = float(solution.best.chi2[0])
+            chi2 = fit(solution.best, posed.working.measurement)
             density, support = quality.canonical(
                 to_centre(solution.best.density[0]).cpu().numpy(),
                 to_centre(solution.best.support[0]).cpu().numpy() > 0,
@@ -220,7 +218,13 @@ def update(
             if earlier is not None and earlier.full == full:
                 # About another centre the same crystal has another ramp in its phase.
                 centre = earlier.centre
-                moved = [-n for n in voxels_between(centre, centred)]
+                # Of the full grid's voxels; the working grid has fewer of them over the same range.
+                moved = [
+                    -n * side / whole
+                    for n, side, whole in zip(
+                        voxels_between(centre, centred), density.shape, full, strict=True
+                    )
+                ]
                 density = (density * quality.ramp(density.shape, moved)).astype(np.complex64)
                 density, changed = change(density, earlier.density)
                 support = quality.half_level_support(density)
@@ -259,6 +263,26 @@ def update(
     )
 
 
+def peak_in_view(
+    curve: RockingCurve, options: ReconstructionOptions
+) -> tuple[DiffractionVolume, tuple[int, ...]]:
+    """Return what is to be looked at, centred, and by how much it was rolled.
+
+    Raises
+    ------
+    IncompleteScan
+        What has been measured holds no peak, or none that has been passed.
+    """
+    try:
+        volume = pipeline.measured_volume(curve, options)
+        require_peak(volume)
+        centred, roll = centre_peak(volume)
+    except InvalidInput as error:
+        # Before the peak there may be next to no counts. What is really wrong is said at the end.
+        raise IncompleteScan(f"nothing can be seen yet: {error}") from error
+    return central_part(centred), roll
+
+
 def require_peak(volume: DiffractionVolume) -> None:
     """Raise unless a scan that still runs has the peak behind it.
 
@@ -270,11 +294,12 @@ def require_peak(volume: DiffractionVolume) -> None:
     measured = volume.valid.any(axis=(1, 2))
     totals = np.where(volume.valid, volume.intensity, 0).sum(axis=(1, 2), dtype=np.float64)[measured]
     edge = float(max(totals[0], totals[-1]))
-    if edge >= PAST_THE_PEAK * totals.max():
+    brightest = float(totals.max())
+    if edge >= PAST_THE_PEAK * brightest:
         raise IncompleteScan(
             f"the peak must be in view before the crystal can be seen: the slices at the ends of what is "
-            f"measured must hold less than {PAST_THE_PEAK:g} of the brightest, one holds "
-            f"{edge / totals.max():.2f}; go on with the scan"
+            f"measured must hold less than {PAST_THE_PEAK:g} of the brightest's {brightest:g} counts, one "
+            f"holds {edge:g}; go on with the scan"
         )
 
 
@@ -287,6 +312,12 @@ def central_part(volume: DiffractionVolume) -> DiffractionVolume:
     a, b, c = (min(n, fast_side(n * ratio)) for n in shape)
     middle = [n // 2 for n in shape]
     return crop_around_peak(volume, (a, b, c), (middle[0], middle[1], middle[2]))
+
+
+def fit(objects: Objects, measurement: Measurement) -> float:
+    """Return chi2 of the first object on what is fitted."""
+    field = torch.fft.fftn(objects.density[:1], dim=AXES, norm="ortho")
+    return float(amplitude_loss(field, measurement.magnitude, measurement.fitted)[0])
 
 
 def fraction_measured(curve: RockingCurve) -> float:

@@ -246,7 +246,7 @@ def solve(
         guess = network_guess(options, problem.levels[0], posed.full.magnitude.device)
         weights = {} if guess is None else {"weights": guess.weights}
         if not options.refine:
-            objects = (guess or start)(posed.full, 1, generator)
+            objects = (guess or start)(posed.full if full else problem.measurement, 1, generator)
             origin = {"found_from": "network" if guess else "classical", **weights}
             return Solution(objects, objects, origin, float(objects.chi2[0]) if guess else None)
         found = phasing.search(problem, start, options.starts, generator, watch, guess)

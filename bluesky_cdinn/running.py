@@ -127,6 +127,8 @@ def take_away(runs: Any, uid: str) -> None:
 def _begun(container: Any, uid: str, head: Iterable[Document]) -> TiledWriter:
     runs = plain_client(container)
     if uid in runs:
+        if "stop" in runs[uid].metadata:
+            raise FileExistsError("Tiled holds the whole run already")
         take_away(runs, uid)
     writer = TiledWriter(container, max_array_size=0, batch_size=1)
     for name, document in head:

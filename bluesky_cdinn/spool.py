@@ -240,6 +240,9 @@ def recover_abandoned(spool: Path) -> None:
     if not spool.is_dir():
         return
     for path in sorted([*spool.glob(f"*{_GROWING}"), *spool.glob(f"*{_RUNNING}")]):
+        # A folder that is just being made has no such name yet.
+        if _NAME.match(path.name) is None:
+            continue
         try:
             # What a power cut leaves need not be text.
             with (path / _DOCUMENTS).open("r+", errors="replace") as lines:

@@ -3,6 +3,9 @@
 import time
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from typing import Any
+
+import httpx
 
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.documents import RUNNING
@@ -49,14 +52,16 @@ def sights(catalog: Catalog, raw_uid: str | None = None, *, interval_s: float = 
     StoreUnavailable
         Tiled can't be reached.
     """
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, int]] = {}
     while True:
         running = catalog.reconstructions(raw_uid, status=RUNNING)
         for summary in running:
             partials = _partials(catalog, summary.processed_uid)
-            if len(partials) > seen.setdefault(summary.processed_uid, 0):
-                seen[summary.processed_uid] = len(partials)
+            # A run that Tiled lost in part begins anew there, with its newest alone.
+            newest = (len(partials), partials[-1].points if partials else 0)
+            if partials and newest != seen.get(summary.processed_uid):
                 yield Sight(summary, partials)
+            seen[summary.processed_uid] = newest
         ended = _ended(catalog, raw_uid, seen, {summary.processed_uid for summary in running})
         for summary in ended:
             seen.pop(summary.processed_uid, None)
@@ -67,7 +72,7 @@ def sights(catalog: Catalog, raw_uid: str | None = None, *, interval_s: float = 
 
 
 def _ended(
-    catalog: Catalog, raw_uid: str | None, seen: Mapping[str, int], running: Set[str]
+    catalog: Catalog, raw_uid: str | None, seen: Mapping[str, Any], running: Set[str]
 ) -> list[ReconstructionSummary]:
     """Return the results of scans that were seen running and don't any more, or of the one asked for."""
     if raw_uid is not None:
@@ -79,6 +84,6 @@ def _ended(
 def _partials(catalog: Catalog, processed_uid: str) -> list[PartialResult]:
     try:
         return catalog.partials(processed_uid)
-    except (NotFound, FileNotFoundError):
+    except (NotFound, FileNotFoundError, KeyError, httpx.HTTPError):
         # The whole run is just taking the place of the one that grew.
         return []

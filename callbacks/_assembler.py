@@ -105,7 +105,10 @@ class RockingCurveAssembler:
     @property
     def points(self) -> int:
         """How many points have been measured, whole or not."""
-        return max((len(p) for name, p in self._run.points.items() if name != BASELINE), default=0)
+        events = max((len(p) for name, p in self._run.points.items() if name != BASELINE), default=0)
+        # A fly scan's come without events.
+        streamed = (_last_number(doc) for name, doc in self._run.stream_datums if name != BASELINE)
+        return max(events, *streamed, 0)
 
     def curve(self) -> RockingCurve:
         """Return what has been measured, as `pieces` does, with all frames in one array."""
@@ -269,6 +272,13 @@ class RockingCurveAssembler:
     def _said(self, name: str) -> Any:
         value = self._cdi(name)
         return (self._run.start or {}).get(name) if value is None else value
+
+
+def _last_number(datum: Mapping[str, Any]) -> int:
+    """Return the last ``seq_num`` that a StreamDatum covers, 0 where it says none."""
+    numbers = datum.get("seq_nums")
+    stop = numbers.get("stop") if isinstance(numbers, Mapping) else None
+    return stop - 1 if isinstance(stop, int) else 0
 
 
 def _number(value: Any) -> float:

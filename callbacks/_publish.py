@@ -72,7 +72,7 @@ class Publisher:
             scan.take(name, doc)
         except Exception:
             logger.exception("a document (%s) could not be understood; the scan goes on", name)
-        if name in ("event", "event_page"):
+        if name in ("event", "event_page", "stream_datum"):
             self._updates.consider(scan)
 
     def _hand_over(self, scan: Scan) -> None:
@@ -80,9 +80,11 @@ class Publisher:
             self._open[scan] = None
             refusal = None
             if self._closed:
-                refusal = "the live callback was closed before the scan ended"
+                # Not the scan's fault: somebody else may do it.
+                refusal = _failure(scan, "the live callback was closed before the scan ended", "cancelled")
             elif self._waiting >= self._max_waiting:
-                refusal = f"{self._waiting} scans wait for reconstruction already (worker.max_pending)"
+                why = f"{self._waiting} scans wait for reconstruction already (worker.max_pending)"
+                refusal = _failure(scan, why)
             if refusal is not None:
                 # Its frames must not pile up in memory.
                 scan.assembler = None
@@ -129,16 +131,16 @@ class Publisher:
         self._todo.put(reached.set)
         return reached.wait(timeout)
 
-    def _begin(self, scan: Scan, refusal: str | None) -> None:
+    def _begin(self, scan: Scan, refusal: Reconstruction | None) -> None:
         with self._lock:
             self._waiting -= 1
         self._updates.end(scan)
         try:
-            if refusal is not None or scan.assembler is None:
-                self._publish(scan, _failure(scan, refusal or "its documents were dropped"))
-                return
             if scan.result.cancelled():
                 self._publish(scan, _failure(scan, "cancelled before it began", "cancelled"))
+                return
+            if refusal is not None or scan.assembler is None:
+                self._publish(scan, refusal or _failure(scan, "its documents were dropped"))
                 return
             job = self._worker.submit(scan.pieces())
             scan.assembler = None

@@ -81,10 +81,11 @@ class Updates:
         self._later = later
         self._show = show
         self._followed: dict[Scan, Followed] = {}
+        self._closed = False
 
     def consider(self, scan: Scan) -> None:
         """Ask for an update of a scan that has come further, unless it is too early."""
-        if not self._settings.updates or self._worker.follows is False:
+        if self._closed or not self._settings.updates or self._worker.follows is False:
             return
         followed = self._followed.setdefault(scan, Followed())
         wait_s = followed.wait_s(scan.points, time.monotonic(), self._settings)
@@ -108,7 +109,8 @@ class Updates:
             followed.job.cancel()
 
     def end_all(self) -> None:
-        """Cancel what is under way."""
+        """Cancel what is under way, and ask for no more."""
+        self._closed = True
         for scan in list(self._followed):
             self.end(scan)
 

@@ -218,3 +218,52 @@ def test_the_central_part_keeps_proportions_and_the_centre():
     assert part.window == (10, 20, 20)
     small = volume_of(np.ones((64, 64, 64), np.float32))
     assert following.central_part(small) is small
+
+
+@pytest.mark.parametrize("first", [np.zeros, np.ones], ids=["nothing", "single photons"])
+def test_frames_before_the_peak_may_hold_nothing(crystal, first):
+    """A photon counter sees next to nothing there: too early, but no failure."""
+    _, counts = crystal
+    counts = counts.copy()
+    counts[:12] = 0
+    if first is np.ones:
+        places = np.random.default_rng(0).integers(0, N, (12, 4, 2))
+        for index, pairs in enumerate(places):
+            counts[index, pairs[:, 0], pairs[:, 1]] = 1
+    follower = ScanFollower()
+    for points in (9, 12):
+        with pytest.raises(IncompleteScan):
+            follower(up_to(counts, points), OPTIONS)
+    assert follower(up_to(counts, 24), OPTIONS).points == 24
+
+
+def test_a_moving_centre_changes_no_phase_on_a_smaller_working_grid(monkeypatch):
+    """Finely sampled, a crystal is worked on in a smaller box of the same voxels."""
+    _, counts = crystal_and_counts(3, 2.0, (48, 48, 48), oversampling=5.5)
+    options = ReconstructionOptions(max_shape=(48, 48, 48))
+    angles = np.linspace(-0.3, 0.3, 48)
+    curve = RockingCurve(frames=counts, angles_deg=angles, raw_uid="scan", exit_status="unfinished")
+    follower = ScanFollower()
+    follower(curve, options)
+    known = follower._scans["scan"].last
+    assert known.density.shape < known.full
+    centre_peak = following.centre_peak
+
+    def elsewhere(volume):
+        _, roll = centre_peak(volume)
+        off = tuple(r + step for r, step in zip(roll, (1, 0, -2), strict=True))
+        return rolled(volume, off), off
+
+    monkeypatch.setattr(following, "centre_peak", elsewhere)
+    assert follower(curve, options).scalars["change_rad"] < 0.1
+
+
+@pytest.mark.parametrize("start", ["autocorrelation", "auto"])
+def test_what_is_not_refined_can_be_followed_too(start):
+    _, counts = crystal_and_counts(3, 2.0, (48, 48, 48), oversampling=5.5)
+    options = ReconstructionOptions(max_shape=(48, 48, 48), refine=False, start=start)
+    curve = RockingCurve(frames=counts, angles_deg=np.linspace(-0.3, 0.3, 48), raw_uid="scan")
+    follower = ScanFollower()
+    partial = follower(replace(curve, exit_status="unfinished"), options)
+    assert np.isfinite(partial.chi2)
+    assert follower(curve, options).parameters["found_from"] != "running scan"

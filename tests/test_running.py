@@ -5,7 +5,7 @@ import pytest
 
 from bluesky_cdinn.errors import StoreUnavailable
 from bluesky_cdinn.processed_run import ProcessedRun
-from bluesky_cdinn.records import PartialResult
+from bluesky_cdinn.records import PartialResult, Reconstruction
 from bluesky_cdinn.running import RunningRuns
 from bluesky_cdinn.spool import recover_abandoned, running_runs, spooled_runs
 
@@ -63,3 +63,18 @@ def test_a_disk_that_fails_in_the_middle_ends_the_showing(tmp_path, run, monkeyp
     runs.show(lambda kind: pytest.fail("nobody could clean it up"))
     recover_abandoned(tmp_path)
     assert running_runs(tmp_path) == spooled_runs(tmp_path) == []
+
+
+def test_the_whole_run_is_never_taken_for_the_one_that_grows(catalog, tmp_path, run):
+    """Another process on the same spool may have delivered it just as this one was to show it."""
+    told = list(run.update(partial(4)))
+    support = np.ones((2, 2, 2), bool)
+    whole, _ = run.end(Reconstruction(support.astype(np.complex64), support, raw_uid="raw"))
+    catalog.store_documents(whole)
+    assert catalog.flush(60)
+    late = RunningRuns(tmp_path / "late")
+    late.write(run.uid, told)
+    late.show(lambda kind: catalog.processed)
+    stored = catalog.processed[run.uid].metadata
+    assert "stop" in stored
+    assert stored["start"]["status"] == "success"

@@ -193,3 +193,11 @@ def test_a_running_run_whose_whole_is_there_is_dropped(tmp_path):
     (run,) = spooled_runs(tmp_path)
     assert next(run.documents())[1]["status"] == "success"
     assert running_runs(tmp_path) == []
+
+
+def test_a_folder_that_is_just_being_made_disturbs_nobody(tmp_path):
+    name = f"{10:020d}-raw-x"
+    (tmp_path / f".{name}.part").mkdir()
+    (tmp_path / f".{name}.part" / "documents.jsonl").touch()
+    recover_abandoned(tmp_path)
+    assert spooled_runs(tmp_path) == []

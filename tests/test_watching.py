@@ -83,6 +83,17 @@ def test_all_scans_are_watched_and_only_what_was_seen_running_is_told_to_have_en
     assert last.summary.raw_uid == "scan-1"
 
 
+def test_a_run_that_begins_anew_in_tiled_goes_on_being_told(catalog, monkeypatch):
+    scan = Scan(catalog)
+    for points in (30, 33, 36):
+        scan.update(partial(points))
+    seen = sights(catalog, "scan-1", interval_s=0.05)
+    assert len(next(seen).partials) == 3
+    # As another machine sees it, after a write that failed: the newest alone.
+    monkeypatch.setattr(catalog, "partials", lambda uid: [partial(40)])
+    assert [p.points for p in next(seen).partials] == [40]
+
+
 def test_the_command_tells_and_draws(catalog, tmp_path, monkeypatch):
     monkeypatch.setenv("CDINN_TILED__URI", catalog.uri)
     monkeypatch.setenv("CDINN_TILED__API_KEY", catalog.api_key)
