@@ -18,7 +18,7 @@ from bluesky_cdinn.settings import ReconstructionOptions
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 # Two starts can still be compared, which is what the confidence rests on; one can't.
 COMPARED = 2
@@ -28,8 +28,8 @@ _WORDS = ("can't allocate memory", "out of memory", "alloc_failed", "memory allo
 
 
 def within_memory(
-    compute: Callable[[ReconstructionOptions], Result], options: ReconstructionOptions
-) -> Result:
+    compute: Callable[[ReconstructionOptions], _Result], options: ReconstructionOptions
+) -> _Result:
     """Return what a computation gives with the options, or with as much of them as memory allows.
 
     Parameters
@@ -41,7 +41,7 @@ def within_memory(
 
     Returns
     -------
-    Result
+    _Result
         Where it is a `Reconstruction` that had to do with less, ``parameters["fallback"]`` lists every
         attempt that failed: ``device``, ``starts`` and the ``reason``.
 

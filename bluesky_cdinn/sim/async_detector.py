@@ -40,7 +40,7 @@ Position = Callable[[], Awaitable[float]]
 
 
 class CrystalDetector(StandardDetector):
-    """A detector of ophyd-async's kind that looks at a `FrameSource` from where a rocking stage stands.
+    """A detector of ophyd-async's kind that looks at a crystal from where a rocking stage stands.
 
     Its configuration holds ``count_time`` and the geometry, under the names of `records.Geometry`.
 
