@@ -1,8 +1,8 @@
 """A soft IOC with a rocking motor and an area detector that looks at a simulated crystal.
 
 ``python -m bluesky_cdinn.sim.ioc --prefix CDI:`` serves the motor record ``CDI:theta`` and the areaDetector
-``CDI:det:`` over Channel Access, on loopback unless told otherwise, until it is interrupted. Once it
-serves, it prints one line of JSON: prefix, port, and the environment that clients need.
+``CDI:det:`` over Channel Access, on loopback and nowhere else, until it is interrupted. Once it serves, it
+prints one line of JSON: prefix, port, and the environment that clients need.
 `bluesky_cdinn.epics` holds the ophyd devices for it. It needs the ``epics`` extra.
 """
 
@@ -74,7 +74,12 @@ async def serve(
     """
     port = port or free_port()
     # caproto reads these when its parts are made.
-    os.environ.update(EPICS_CA_SERVER_PORT=str(port), EPICS_CAS_SERVER_PORT=str(port))
+    os.environ.update(
+        EPICS_CA_SERVER_PORT=str(port),
+        EPICS_CAS_SERVER_PORT=str(port),
+        EPICS_CAS_AUTO_BEACON_ADDR_LIST="NO",
+        EPICS_CAS_BEACON_ADDR_LIST=LOOPBACK,
+    )
     try:
         from caproto.asyncio.server import Context
     except ImportError as error:
@@ -84,7 +89,7 @@ async def serve(
 
     class QuietServer(Context):
         async def broadcast_beacon_loop(self) -> NoReturn:
-            """Send no beacons: they would leave this machine."""
+            """Send no beacons: nobody waits for them."""
             await asyncio.Future()
             raise AssertionError("nothing ends it")
 

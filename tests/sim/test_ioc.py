@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
+import psutil
 import pytest
 from caproto import CaprotoValueError
 from soft_ioc import soft_ioc
@@ -17,7 +18,7 @@ from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.frame_files import open_frames
 from bluesky_cdinn.sim.devices import gold_geometry
 from bluesky_cdinn.sim.frame_file import DATASET
-from bluesky_cdinn.sim.ioc import client_environment, free_port
+from bluesky_cdinn.sim.ioc import LOOPBACK, client_environment, free_port
 from bluesky_cdinn.sim.ioc_detector import AreaDetector
 from bluesky_cdinn.sim.ioc_motor import MotorRecord
 from bluesky_cdinn.sim.ioc_records import Records
@@ -286,6 +287,11 @@ def test_the_process_says_when_it_serves_and_ends_when_told():
     with soft_ioc("--prefix", "X:", "--port", port, "--pixels", 32) as ioc:
         assert (ioc.prefix, ioc.port) == ("X:", port)
         assert client_environment(port).items() <= ioc.environment.items()
+        sockets = psutil.Process(ioc.process.pid).net_connections("inet")
+        serving = [socket for socket in sockets if socket.laddr.port == port]
+        assert len(serving) == 2
+        assert {socket.laddr.ip for socket in serving} == {LOOPBACK}
+        assert {socket.raddr.ip for socket in sockets if socket.raddr} <= {LOOPBACK}
         os.kill(ioc.process.pid, signal.SIGTERM)
         assert ioc.process.wait(20) == 0
 
