@@ -4,12 +4,12 @@
 a Kafka broker. What travels is what `bluesky_cdinn.wire` makes of documents.
 """
 
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.settings import RemoteSettings
@@ -17,6 +17,9 @@ from bluesky_cdinn.transport_kafka import KafkaFeed, KafkaSender
 from bluesky_cdinn.transport_zmq import ProxyFeed, ProxySender
 
 Take = Callable[[str, Mapping[str, Any]], object]
+
+# "name:port", "10.0.0.1:port" or "[IPv6]:port".
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})")
 
 
 class Sender(Protocol):
@@ -26,15 +29,15 @@ class Sender(Protocol):
         """Wait until somebody is there to send to; False when nobody is within the time."""
         ...
 
-    def send(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Send one document.
+    def send(self, name: str, doc: Mapping[str, Any]) -> bool:
+        """Send one document; False when it is to be tried again, since too much is under way.
 
         Raises
         ------
         InvalidInput
             It can't travel.
         OSError
-            It was not taken.
+            It is lost.
         """
         ...
 
@@ -63,7 +66,7 @@ class Address:
     scheme
         "tcp" or "kafka".
     hosts
-        "host:port", several with commas.
+        "host:port", of brokers several with commas.
     topic
         Of the broker; empty for a proxy.
     """
@@ -81,21 +84,24 @@ class Address:
         InvalidInput
             It is none, or leads to another machine though `allow_network` is False.
         """
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        topic = parts.path.strip("/")
-        hosts = [host.rpartition(":") for host in parts.netloc.split(",")]
-        if (
-            parts.scheme not in ("tcp", "kafka")
-            or not all(host and port.isdecimal() for host, _, port in hosts)
-            or bool(topic) != (parts.scheme == "kafka")
-            or "@" in parts.netloc
-        ):
+        scheme, _, rest = (address if "://" in address else f"tcp://{address}").partition("://")
+        netloc, _, topic = rest.rstrip("/").partition("/")
+        hosts = [_host(host) for host in netloc.split(",")]
+        known = [host for host in hosts if host is not None]
+        one_proxy = scheme == "tcp" and len(hosts) == 1 and not topic
+        if len(known) < len(hosts) or not (one_proxy or (scheme == "kafka" and topic)):
             raise InvalidInput(
-                "an address must be tcp://host:port of a 0MQ proxy or kafka://host:port/topic, "
-                f"got {address!r}"
+                "an address must be tcp://host:port of one 0MQ proxy or kafka://host:port,host:port/topic, "
+                f"ports from 1 to 65535, IPv6 in brackets, got {address!r}"
             )
-        require_loopback(*(host for host, _, _ in hosts), allow_network=allow_network)
-        return cls(parts.scheme, parts.netloc, topic)
+        require_loopback(*known, allow_network=allow_network)
+        return cls(scheme, netloc, topic)
+
+
+def _host(host_and_port: str) -> str | None:
+    """Return the host, or None where the text is no "host:port"."""
+    match = _HOST.fullmatch(host_and_port)
+    return match[1] if match is not None and 1 <= int(match[2]) <= 65535 else None
 
 
 def require_loopback(*hosts: str, allow_network: bool) -> None:

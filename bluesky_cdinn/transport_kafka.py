@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_S = 2.0
 _POLL_S = 0.1
+_FULL_S = 1.0
 # Documents of one publisher stay in order, in one partition.
 _KEY = "cdinn"
 
@@ -43,14 +44,18 @@ class KafkaSender:
         """Return True at once: librdkafka keeps what it is given until a broker is there."""
         return True
 
-    def send(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Send one document; `InvalidInput` if it can't travel, OSError if it isn't taken."""
+    def send(self, name: str, doc: Mapping[str, Any]) -> bool:
+        """Send one document; False when librdkafka's queue is full, `InvalidInput` if it can't travel."""
         from confluent_kafka import KafkaException
 
         try:
             self._producer.produce([name, doc])
-        except (BufferError, KafkaException) as error:
+        except BufferError:
+            self._producer._producer.poll(_FULL_S)
+            return False
+        except KafkaException as error:
             raise OSError(f"Kafka doesn't take it: {error}") from error
+        return True
 
     def close(self) -> None:
         """Send what is under way, for two seconds at most."""
@@ -108,6 +113,10 @@ def _report(error: Any, message: Any) -> None:
         logger.error("Kafka has lost a document of %d bytes: %s", len(message), error)
 
 
+def _not_debug(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
 def _bluesky_kafka() -> Any:
     """Import it, and undo what its import does to msgpack: to unpickle whatever calls itself an array."""
     kept = {name: value for name, value in vars(msgpack).items() if not name.startswith("_")}
@@ -120,4 +129,6 @@ def _bluesky_kafka() -> Any:
     finally:
         for name, value in kept.items():
             setattr(msgpack, name, value)
+    # At DEBUG it logs its whole configuration, passwords too.
+    logging.getLogger("bluesky_kafka").addFilter(_not_debug)
     return SimpleNamespace(BasicProducer=produce.BasicProducer, BasicConsumer=consume.BasicConsumer)

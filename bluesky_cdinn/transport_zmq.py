@@ -24,10 +24,15 @@ SETTLE_S = 0.5
 _CAME, _WENT = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED
 _POLL_MS = 100
 _LINGER_MS = 2000
-# Messages that may wait in the socket of one who follows; what is more, the proxy drops.
-_QUEUE = 10_000
+# Messages that may wait in a socket, large frames perhaps: the others wait where bytes are counted.
+_SEND_QUEUE = 4
+_SEND_MS = 1000
+# What is more waits at the proxy, which drops what is too much for it.
+_RECEIVE_QUEUE = 50
 # A connection that says nothing for so long is made again: a cable that was pulled says nothing at all.
 _HEARTBEAT_MS = 5000
+# One who follows and is busy for long, with a full socket, doesn't hear the proxy either.
+_DEAF_MS = 60_000
 
 
 class ProxySender:
@@ -43,11 +48,14 @@ class ProxySender:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, _QUEUE)
+        self._socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
+        self._socket.setsockopt(zmq.SNDTIMEO, _SEND_MS)
+        # By default it drops what comes while its queue is full.
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         # The socket itself takes whatever it is given, and drops it where nobody is connected.
         self._monitor = self._socket.get_monitor_socket(_CAME | _WENT)
-        self._socket.connect(f"tcp://{hosts}")
+        _connect(self._socket, hosts)
         self._connected = False
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -62,9 +70,14 @@ class ProxySender:
                 time.sleep(SETTLE_S)
             self._connected = came
 
-    def send(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Send one document; `InvalidInput` if it can't travel."""
-        self._socket.send(b" ".join((b"", name.encode(), pack(doc))))
+    def send(self, name: str, doc: Mapping[str, Any]) -> bool:
+        """Send one document; False when none is taken for a second, `InvalidInput` if it can't travel."""
+        message = b" ".join((b"", name.encode(), pack(doc)))
+        try:
+            self._socket.send(message)
+        except zmq.Again:
+            return False
+        return True
 
     def close(self) -> None:
         """Send what is under way, for two seconds at most."""
@@ -84,20 +97,27 @@ class ProxyFeed:
     """
 
     def __init__(self, hosts: str) -> None:
-        self._address = f"tcp://{hosts}"
+        self._hosts = hosts
 
     def follow(self, take: Callable[[str, Mapping[str, Any]], object], stopping: threading.Event) -> None:
         """Call `take` with each document until `stopping` is set."""
         with zmq.Context() as context, context.socket(zmq.SUB) as socket:
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RCVHWM, _QUEUE)
+            socket.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE)
             socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _DEAF_MS)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES + 1000)
             socket.setsockopt(zmq.SUBSCRIBE, b"")
-            socket.connect(self._address)
+            _connect(socket, self._hosts)
             while not stopping.is_set():
                 if socket.poll(_POLL_MS):
                     _hand_on(socket.recv(), take)
+
+
+def _connect(socket: zmq.Socket[bytes], hosts: str) -> None:
+    # Where a name has both kinds of address, a proxy listens at the old kind.
+    socket.setsockopt(zmq.IPV6, hosts.startswith("["))
+    socket.connect(f"tcp://{hosts}")
 
 
 def _hand_on(message: bytes, take: Callable[[str, Mapping[str, Any]], object]) -> None:

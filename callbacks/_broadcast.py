@@ -136,30 +136,31 @@ def _send_all(queue: _Queue, sender: Sender) -> None:
     listened = True
     while (item := queue.get()) is not None:
         name, doc, _ = item
-        if sender.wait_ready(_READY_S):
+        if sender.wait_ready(_READY_S) and _send(sender, name, doc):
             if not listened:
                 logger.info("documents are taken again")
             listened = True
-            _send(sender, name, doc)
             queue.done()
         elif queue.closed:
-            logger.error("%d documents were not sent: nobody was there to take them", len(queue.items))
+            logger.error("%d documents were not sent: nobody took them", len(queue.items))
             break
         elif listened:
-            logger.warning("nobody is there to take documents (remote.publish); they wait")
+            logger.warning("nobody takes documents (remote.publish); they wait")
             listened = False
         # An idle thread must not keep the last frame.
         del item, doc
     sender.close()
 
 
-def _send(sender: Sender, name: str, doc: Mapping[str, Any]) -> None:
+def _send(sender: Sender, name: str, doc: Mapping[str, Any]) -> bool:
+    """Whether that is done with, be it that the document can't be sent at all."""
     try:
-        sender.send(name, doc)
+        return sender.send(name, doc)
     except (CdinnError, OSError) as error:
         logger.error("a %s document could not be sent: %s", name, error)
     except Exception:
         logger.exception("a %s document could not be sent", name)
+    return True
 
 
 def _finish(queue: _Queue, thread: threading.Thread) -> None:

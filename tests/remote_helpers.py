@@ -47,6 +47,12 @@ class Proxy:
         self._process.kill()
         self._process.wait()
 
+    def stall(self):
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self._process.send_signal(signal.SIGCONT)
+
     def restart(self):
         self.__exit__()
         self.__enter__()

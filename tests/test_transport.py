@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 import pytest
+import zmq
 from bluesky.callbacks.zmq import Publisher, RemoteDispatcher
-from remote_helpers import Following, free_port, proxy
+from remote_helpers import Following, Proxy, free_port, proxy
 
 from bluesky_cdinn.callbacks import DocumentBroadcast
 from bluesky_cdinn.errors import InvalidInput
@@ -49,7 +50,9 @@ def test_addresses(address, scheme, hosts, topic):
 @pytest.mark.parametrize(
     "address",
     ["", "5577", "tcp://127.0.0.1", "udp://127.0.0.1:1", "kafka://127.0.0.1:9092", "tcp://127.0.0.1:1/x",
-     "tcp://user:secret@127.0.0.1:1"],
+     "tcp://user:secret@127.0.0.1:1", "tcp://127.0.0.1:1,127.0.0.1:2", "tcp://127.0.0.1:0", "tcp://127.0.0.1:65536",
+     "tcp://::1:5577", "tcp://[::1:5577", "tcp://*:5577", "tcp://a b:1", "tcp://127.0.0.1:1?x=1",
+     "kafka://127.0.0.1:99999/t"],
 )  # fmt: skip
 def test_what_is_no_address(address):
     with pytest.raises(InvalidInput, match="must be tcp://host:port"):
@@ -169,6 +172,40 @@ def test_what_waits_is_bounded(monkeypatch, caplog):
     assert caplog.text.count("aren't sent any more") == 1
 
 
+def test_what_waits_is_bounded_too_while_the_proxy_is_there_but_takes_nothing(monkeypatch):
+    monkeypatch.setattr("bluesky_cdinn.callbacks._broadcast.MAX_WAITING_BYTES", 20_000_000)
+    frame = np.zeros(1_000_000, np.uint8)
+    with Proxy() as proxy, Following(proxy.remote) as following:
+        with DocumentBroadcast(Settings(remote=proxy.remote)) as send:
+            send(*DOCUMENTS[0])
+            following.wait(1)
+            proxy.stall()
+            for number in range(100):
+                send("event", {"seq_num": number, "data": {"frame": frame}})
+            # Beyond the limit: what the sockets and the system hold of 100 MB.
+            assert send.dropped > 50
+            taken = 100 - send.dropped
+            proxy.go_on()
+            # What the proxy is given in the moment when it is missed is lost; the rest comes, in order.
+            following.until(lambda came: came[-1][1].get("seq_num") == taken - 1)
+        numbers = [doc["seq_num"] for name, doc in following.came if name == "event"]
+        assert numbers == list(range(taken))
+
+
+def test_a_proxy_may_have_an_address_of_the_new_kind():
+    with zmq.Context() as context, context.socket(zmq.SUB) as listener:
+        listener.setsockopt(zmq.IPV6, 1)
+        listener.setsockopt(zmq.SUBSCRIBE, b"")
+        try:
+            port = listener.bind_to_random_port("tcp://[::1]")
+        except zmq.ZMQError:
+            pytest.skip("this machine has no IPv6")
+        with DocumentBroadcast(Settings(remote=RemoteSettings(publish=f"tcp://[::1]:{port}"))) as send:
+            send(*DOCUMENTS[0])
+            assert listener.poll(30_000)
+        listener.setsockopt(zmq.LINGER, 0)
+
+
 def test_a_document_that_cannot_travel_is_told_and_the_next_goes(caplog):
     with (
         proxy() as remote,
@@ -191,6 +228,18 @@ def test_a_document_costs_the_run_engine_microseconds():
             times.append(time.perf_counter() - began)
             time.sleep(0.005)
     assert np.median(times) < 1e-3
+
+
+def test_kafka_s_passwords_are_not_logged(caplog):
+    pytest.importorskip("confluent_kafka")
+    caplog.set_level("DEBUG", logger="")
+    caplog.set_level("DEBUG", logger="bluesky_kafka")
+    address = f"kafka://127.0.0.1:{free_port()}/bluesky"
+    options = {"sasl.username": "u", "sasl.password": "a secret", "log_level": 0}
+    remote = RemoteSettings(publish=address, follow=address, kafka=options)
+    with Following(remote):
+        open_sender(remote).close()
+    assert "a secret" not in caplog.text
 
 
 def test_documents_go_by_kafka():
