@@ -10,11 +10,12 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 import httpx
-from tiled.queries import Eq
+from tiled.queries import In
 
 from bluesky_cdinn.callbacks._assembler import is_rocking_curve
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.errors import NotFound, StoreUnavailable
+from bluesky_cdinn.listing import PAGE, listed
 from bluesky_cdinn.settings import Settings
 from bluesky_cdinn.spool import ABANDONED
 from bluesky_cdinn.summary import ReconstructionSummary
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 REMEMBERED = 1000
 """Results kept for `RemoteReconstruction.result`, and scans waited for; older ones are in the catalog."""
 
+# What tells a result from what is still computed, and what makes its summary.
+_ENDED = "{start: start, stop: stop.{exit_status: exit_status}}"
 _SETTLE_S = 1.0
 # One message holds one run's metadata.
 _MAX_MESSAGE = 64_000_000
@@ -135,10 +138,12 @@ class _Expected:
             return [uid for uid, future in self._futures.items() if not future.done()]
 
     def look(self) -> None:
-        """Ask Tiled about each scan without a result."""
-        for raw_uid in self.waiting():
-            for run in self.catalog.processed.search(Eq("start.raw_uid", raw_uid)).values():
-                self.take(run.metadata)
+        """Ask Tiled about all scans without a result, the newest ones first."""
+        newest = self.waiting()[::-1]
+        for first in range(0, len(newest), PAGE):
+            among = In("start.raw_uid", newest[first : first + PAGE])
+            for metadata in listed(self.catalog.processed, _ENDED, among):
+                self.take(metadata)
 
     def on_update(self, update: Any) -> None:
         """Take what the websocket says of one processed run."""
