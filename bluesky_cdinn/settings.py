@@ -5,10 +5,12 @@ The file is the one that ``CDINN_CONFIG`` names, else ``cdinn.toml`` in the work
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -65,6 +67,16 @@ class TiledSettings(_Section):
     readable_storage: tuple[Path, ...] = Field(
         default=(), description="Folders whose detector files may be served."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_key_out_of_the_uri(cls, given: Any) -> Any:
+        """Make ``uri?api_key=...``, as Tiled prints it, a URI that may be shown and a key that isn't."""
+        if not (isinstance(given, Mapping) and isinstance(given.get("uri"), str)):
+            return given
+        uri, _, query = given["uri"].partition("?")
+        key = parse_qs(query).get("api_key", [None])[0]
+        return {**given, "uri": uri, "api_key": given.get("api_key") or key}
 
 
 class WorkerSettings(_Section):

@@ -1,8 +1,10 @@
 """Settings: which source wins, and what is refused."""
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from bluesky_cdinn.backfill_dask import portable
+from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.settings import ReconstructionOptions, Settings, config_file
 
@@ -74,3 +76,14 @@ def test_the_key_is_never_shown(monkeypatch):
     assert "secret" not in repr(settings)
     assert settings.tiled.api_key is not None
     assert settings.tiled.api_key.get_secret_value() == "secret"
+
+
+def test_a_key_in_the_uri_is_taken_out_of_it(monkeypatch):
+    monkeypatch.setenv("CDINN_TILED__URI", "http://tiled:8000/api/v1?api_key=secret")
+    settings = Settings()
+    assert settings.tiled.uri == "http://tiled:8000/api/v1"
+    assert "secret" not in repr(settings) + repr(Catalog(settings)) + portable(settings)
+    assert settings.tiled.api_key is not None
+    assert settings.tiled.api_key.get_secret_value() == "secret"
+    monkeypatch.setenv("CDINN_TILED__API_KEY", "another")
+    assert Settings().tiled.api_key == SecretStr("another")
