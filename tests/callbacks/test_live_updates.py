@@ -393,8 +393,8 @@ def test_closed_in_mid_scan(RE, live, told):
     RE.subscribe(live)
     raw_uid = RE(rocking(close)).plan_result
     summary = live.result(raw_uid).result(60)
-    assert (summary.status, "closed before" in summary.reason) == ("failed", True)
-    assert live.catalog.load(summary.processed_uid).status == "failed"
+    assert (summary.status, "closed before" in summary.reason) == ("cancelled", True)
+    assert live.catalog.load(summary.processed_uid).status == "cancelled"
     assert live.catalog.partials(raw_uid)
 
 
