@@ -64,6 +64,9 @@ def status(
     forget: Annotated[
         str | None, typer.Option(metavar="NAME", help="Forget a worker that won't come back.")
     ] = None,
+    retry: Annotated[
+        str | None, typer.Option(metavar="UID", help="Have a scan tried again that workers died of.")
+    ] = None,
     directory: Directory = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,9 +77,11 @@ def status(
         chosen = settings(directory)
         if forget is not None:
             _forget(chosen, forget)
+        if retry is not None:
+            _retry(chosen, retry)
         health = examine(chosen)
-        wrong = troubles(health, chosen.remote.silent_s)
-        answer |= {"ok": not wrong, "troubles": wrong, **asdict(health)}
+        wrong = troubles(health)
+        answer |= {"ok": not wrong, "troubles": wrong, **asdict(health), "silent": sorted(health.silent)}
         if not as_json:
             _print(health, wrong)
     if wrong:
@@ -144,6 +149,16 @@ def _forget(chosen: Settings, name: str) -> None:
         withdraw(workers, name)
 
 
+def _retry(chosen: Settings, raw_uid: str) -> None:
+    from bluesky_cdinn.catalog import connect
+    from bluesky_cdinn.claims import pardon
+    from bluesky_cdinn.heartbeat import read_all
+
+    with connect(chosen) as catalog:
+        workers = read_all(catalog.folder(chosen.remote.workers))
+        pardon(catalog.folder(chosen.remote.claims), workers, raw_uid)
+
+
 def _print(health: "Health", wrong: list[str]) -> None:
     print(
         f"Tiled: {health.tiled or 'away'}; spool: {health.waiting} runs wait, {len(health.put_aside)} aside"
@@ -153,7 +168,7 @@ def _print(health: "Health", wrong: list[str]) -> None:
             "worker", "on", "device", "since", "heartbeat", "runs", "waiting", "done", "failed", "error"
         )
         for beat in health.workers:
-            age = f"{(health.ages_s or {})[beat.name]:.0f} s ago"
+            age = f"{health.ages_s[beat.name]:.0f} s ago"
             numbers = (str(n) for n in (len(beat.runs), beat.waiting, beat.done, beat.failed))
             where = f"{beat.host}:{beat.pid}"
             rows.add_row(beat.name, where, beat.device, moment(beat.since), age, *numbers, beat.last_error)

@@ -7,7 +7,7 @@ The file is the one that ``CDINN_CONFIG`` names, else ``cdinn.toml`` in the work
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, model_validator
@@ -123,7 +123,7 @@ class RemoteSettings(_Section):
     silent_s: float = Field(
         default=30.0,
         gt=0,
-        description="A worker whose heart is silent for so long has died; others take over.",
+        description="A worker whose heart is silent for so long, six heartbeats or more, has died.",
     )
     sweep_s: float = Field(
         default=10.0, gt=0, description="Seconds between looks at Tiled for scans that nobody has done."
@@ -138,6 +138,15 @@ class RemoteSettings(_Section):
         default=None, ge=0, le=65535, description="Serve Prometheus metrics there; None: don't; 0: any free."
     )
     metrics_host: str = Field(default="127.0.0.1", description="The metrics' address.")
+
+    @model_validator(mode="after")
+    def _silence_is_longer_than_a_few_beats(self) -> Self:
+        if self.silent_s < 6 * self.heartbeat_s:
+            raise ValueError(
+                f"silent_s must be at least 6 times heartbeat_s, got {self.silent_s:g} and "
+                f"{self.heartbeat_s:g}: raise silent_s, or have hearts beat more often"
+            )
+        return self
 
 
 class Settings(BaseSettings):

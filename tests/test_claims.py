@@ -1,13 +1,17 @@
 """Who has which scan, and who lives: decisions without processes, claims in a real Tiled."""
 
 import threading
+import time
 
 import pytest
 
+from bluesky_cdinn import claims
 from bluesky_cdinn.catalog import Catalog
-from bluesky_cdinn.claims import MAX_CLAIMS, Claim, Claims, highest, holders, is_claimed
-from bluesky_cdinn.health import Health, troubles
+from bluesky_cdinn.claims import MAX_DEATHS, Claim, Claims, highest, holders, is_claimed, pardon
+from bluesky_cdinn.errors import InvalidInput, NotFound, StoreUnavailable, WorkerDied
+from bluesky_cdinn.health import Health, pulses, troubles
 from bluesky_cdinn.heartbeat import Heartbeat, PulseWatch, next_beat, post, read_all, withdraw
+from bluesky_cdinn.settings import RemoteSettings
 
 
 class Clock:
@@ -123,11 +127,68 @@ def test_who_came_since_the_last_look_is_not_taken_for_dead(catalog, watch):
     assert not looked.take(folder, "x")
 
 
-def test_a_scan_that_workers_die_of_is_left_alone(catalog, watch, caplog):
-    folder = catalog.folder(f"{catalog.settings.tiled.raw}-claims")
-    taken = [Claims(str(n), 1.0, watch, lambda: None).take(folder, "x") for n in range(MAX_CLAIMS + 1)]
-    assert taken == [True] * MAX_CLAIMS + [False]
-    assert "5 workers died of it" in caplog.text
+@pytest.fixture
+def folder(catalog):
+    return catalog.folder(f"{catalog.settings.tiled.raw}-claims")
+
+
+def test_a_scan_that_workers_die_of_is_left_alone_until_somebody_says_so(folder, watch):
+    def taken(name, **more):
+        return Claims(name, 1.0, watch, lambda: None, **more).take(folder, "x")
+
+    # What people start, and kill, is no worker that dies of it.
+    assert taken("backfill", blames=False)
+    assert all(taken(str(n)) for n in range(MAX_DEATHS))
+    for more in ({}, {"blames": False}):
+        with pytest.raises(WorkerDied, match="--retry x"):
+            taken("next", **more)
+    with pytest.raises(InvalidInput, match="--forget 4"):
+        pardon(folder, {"4": Heartbeat("4", 1.0)}, "x")
+    pardon(folder, {"4": Heartbeat("4", 2.0)}, "x")
+    assert taken("next")
+    with pytest.raises(InvalidInput, match="not left alone"):
+        pardon(folder, {}, "x")
+    with pytest.raises(NotFound):
+        pardon(folder, {}, "y")
+
+
+def test_who_was_taken_for_dead_and_wakes_up_hurts_nobody(folder, watch):
+    late, heir, other = (Claims(name, 1.0, watch, lambda: None) for name in ("late", "heir", "other"))
+    assert late.take(folder, "x")
+    assert heir.take(folder, "x")
+    look(watch, watch._clock, Heartbeat("late", 1.0), Heartbeat("heir", 1.0))
+    late.release(folder, "x")
+    # It is the heir's still.
+    assert not other.take(folder, "x")
+    heir.release(folder, "x")
+    assert (list(folder), late.held, heir.held) == ([], {}, {})
+
+
+def test_claims_that_somebody_deleted_are_released_all_the_same(folder, watch):
+    first, second = (Claims(name, 1.0, watch, lambda: None) for name in ("first", "second"))
+    assert first.take(folder, "x")
+    assert second.take(folder, "x")
+    folder.delete_contents("x.1")
+    second.release(folder, "x")
+    assert (list(folder), second.held) == ([], {})
+    first.release(folder, "x")
+    assert first.held == {}
+
+
+def test_a_claim_whose_answer_got_lost_is_had(folder, watch, monkeypatch):
+    mine, make = Claims("a", 1.0, watch, lambda: None), claims._make
+
+    def lost(*arguments):
+        make(*arguments)
+        raise StoreUnavailable("the answer got lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "_make", lost)
+        with pytest.raises(StoreUnavailable):
+            mine.take(folder, "x")
+    look(watch, watch._clock, Heartbeat("a", 1.0))
+    assert mine.take(folder, "x")
+    assert list(mine.held) == ["x"]
 
 
 def test_the_last_claim_holds():
@@ -135,26 +196,38 @@ def test_the_last_claim_holds():
     assert {uid: claim.worker for uid, claim in highest(claims).items()} == {"x": "b", "y": "c"}
 
 
-def found(*workers, ages=(), claims=(), fault="", put_aside=()):
+def found(*workers, silent=(), claims=(), fault="", put_aside=()):
     beats = tuple(Heartbeat(name, 1.0) for name in workers)
-    return Health("", fault, 0, put_aside, beats, dict(zip(workers, ages, strict=True)), claims)
+    return Health("", fault, 0, put_aside, beats, dict.fromkeys(workers, 99.0), frozenset(silent), claims)
 
 
 @pytest.mark.parametrize(
     ("health", "said"),
     [
         (found(), []),
-        (found("a", ages=(1.0,), claims=(Claim("x", 1, "a", 1.0),)), []),
+        (found("a", claims=(Claim("x", 1, "a", 1.0),)), []),
         (found(fault="it is off"), ["Tiled can't be reached: it is off"]),
         (found(put_aside=("spool/1.rejected",)), ["Tiled refused a run: look at spool/1.rejected"]),
-        (found("a", "b", ages=(99.0, 1.0)), ["worker a has been silent for 99 s"]),
+        (found("a", "b", silent=("a",)), ["worker a has been silent for 99 s"]),
         (found(claims=(Claim("x", 1, "a", 1.0),)), ["1 scans were begun and no worker is there"]),
-        (found("b", ages=(1.0,), claims=(Claim("x", 1, "a", 1.0),)), []),
-        (found("b", ages=(1.0,), claims=(Claim("x", 5, "a", 1.0),)), ["scan x is left alone"]),
+        (found("b", claims=(Claim("x", 1, "a", 1.0),)), []),
+        (found("b", claims=(Claim("x", 6, "a", 1.0, deaths=5),)), ["scan x is left alone"]),
     ],
 )
 def test_what_needs_a_person(health, said):
-    lines = troubles(health, 30.0)
+    lines = troubles(health)
     assert len(lines) == len(said)
     for line, beginning in zip(lines, said, strict=True):
         assert line.startswith(beginning)
+
+
+def test_who_beats_lives_whatever_its_clock_says():
+    remote, now = RemoteSettings(heartbeat_s=0.2, silent_s=30.0), time.time()
+    times = {"fine": now, "behind": now - 600, "ahead": now + 600, "dead": now - 600, "dead ahead": now + 600}
+    first = {name: Heartbeat(name, 1.0, time=at) for name, at in times.items()}
+    later = first | {name: next_beat(first[name]) for name in ("behind", "ahead")}
+    ages, silent = pulses(first, lambda: later, remote)
+    assert silent == {"dead", "dead ahead"}
+    assert (ages["behind"], ages["ahead"], round(ages["dead"], -1)) == (0.0, 0.0, 600.0)
+    # Nobody is waited for where all is well.
+    assert pulses({"fine": first["fine"]}, lambda: pytest.fail("looked again"), remote)[1] == frozenset()

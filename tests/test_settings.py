@@ -6,7 +6,7 @@ from pydantic import SecretStr, ValidationError
 from bluesky_cdinn.backfill_dask import portable
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.settings import ReconstructionOptions, Settings, config_file
+from bluesky_cdinn.settings import ReconstructionOptions, RemoteSettings, Settings, config_file
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,11 @@ def test_what_no_setting_is_called_or_may_be_is_refused(nowhere, text):
     (nowhere / "cdinn.toml").write_text(text)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_a_worker_may_miss_a_few_heartbeats():
+    with pytest.raises(ValidationError, match="6 times heartbeat_s, got 30 and 16"):
+        RemoteSettings(heartbeat_s=16, silent_s=30)
 
 
 @pytest.mark.parametrize(
