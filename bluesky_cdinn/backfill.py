@@ -141,12 +141,14 @@ def decide(
             ended.setdefault(run["start"]["raw_uid"], []).append(run)
     orders: list[Order] = []
     left: Counter[str] = Counter()
-    for run in sorted(raw, key=lambda run: -float(run["start"]["time"])):
+    for run in sorted(raw, key=lambda run: -_when(run["start"])):
         start = {key: value for key, value in run["start"].items() if value is not None}
         sample = _sample(start, defaults or {})
         reconstructions = ended.get(start["uid"], [])
         if not is_rocking_curve(start):
             left["no rocking curve"] += 1
+        elif not _when(start):
+            left["without a time"] += 1
         elif wanted.sample is not None and sample != wanted.sample:
             left["another sample"] += 1
         elif run["stop"] is None:
@@ -196,6 +198,12 @@ def _order(
         time=float(start["time"]),
         version=standard.version,
     )
+
+
+def _when(start: Mapping[str, Any]) -> float:
+    """Return when a scan began; 0 where its start document doesn't say it as it must."""
+    time = start.get("time")
+    return float(time) if isinstance(time, int | float) else 0.0
 
 
 def _sample(start: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from bluesky_cdinn.backfill import Order, made_meanwhile
 from bluesky_cdinn.backfill_claims import BackfillClaims
 from bluesky_cdinn.backfill_job import Outcome, carry_out, patiently, store_failure
 from bluesky_cdinn.catalog import Catalog
-from bluesky_cdinn.errors import StoreUnavailable
+from bluesky_cdinn.errors import StoreUnavailable, WorkerDied
 from bluesky_cdinn.staleness import Standard
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Campaign:
             if not patiently(lambda: self._claims.take(order.raw_uid)):
                 return self._put_off(order)
             there = patiently(lambda: made_meanwhile(self.catalog, order, self._standard))
-        except (StoreUnavailable, httpx.HTTPError) as error:
+        except (StoreUnavailable, httpx.HTTPError, WorkerDied) as error:
             return self.ended(Outcome(order.raw_uid, "error", reason=" ".join(str(error).split())))
         if there is None:
             return order

@@ -50,7 +50,9 @@ class BackfillClaims:
             device=catalog.settings.reconstruction.device,
         )
         self._watch = PulseWatch(self._settings.silent_s)
-        self._claims = Claims(self._heartbeat.name, self._heartbeat.since, self._watch, self._look)
+        self._claims = Claims(
+            self._heartbeat.name, self._heartbeat.since, self._watch, self._look, blames=False
+        )
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="cdinn-heartbeat", daemon=True)
 
@@ -61,6 +63,8 @@ class BackfillClaims:
         ------
         StoreUnavailable, httpx.HTTPError
             Tiled is away, or refuses.
+        WorkerDied
+            The scan is left alone.
         """
         return self._claims.take(self._catalog.folder(self._settings.claims), raw_uid)
 
@@ -100,6 +104,9 @@ class BackfillClaims:
                 self._beat()
             except (StoreUnavailable, httpx.HTTPError) as error:
                 logger.info("no heartbeat while Tiled is away: %s", error)
+            except Exception:
+                # Without a heart the claims would be others', and the backfill go on.
+                logger.exception("no heartbeat this time")
 
     def _beat(self) -> None:
         self._heartbeat = next_beat(self._heartbeat, runs=tuple(self._claims.held))

@@ -130,4 +130,4 @@ _OBJECTIONS = {
 
 
 def _time(start: Start) -> float:
-    return float(start["time"])
+    return float(start["time"] or 0.0)

@@ -25,9 +25,11 @@ from typer.testing import CliRunner
 from bluesky_cdinn import backfill_dask, backfill_job, listing
 from bluesky_cdinn.backfill import Order, Plan, Wanted, decide, plan
 from bluesky_cdinn.backfill_campaign import Campaign
+from bluesky_cdinn.backfill_claims import BackfillClaims
 from bluesky_cdinn.backfill_dask import by_dask, carry_out_all, cluster_at, local_cluster, portable
 from bluesky_cdinn.backfill_job import carry_out
 from bluesky_cdinn.catalog import Catalog
+from bluesky_cdinn.claims import MAX_DEATHS, pardon
 from bluesky_cdinn.cli import app
 from bluesky_cdinn.cli import settings as settings_of
 from bluesky_cdinn.clients import plain_client
@@ -75,6 +77,13 @@ def test_only_rocking_curves_that_are_over() -> None:
     found = decide(runs, [], Wanted(), Standard())
     assert [order.raw_uid for order in found.orders] == ["ours", "another plan"]
     assert found.left == {"no rocking curve": 3, "still measured": 1}
+
+
+def test_one_odd_run_does_not_stop_the_others() -> None:
+    runs = [run("none", time=None), run("text", time="noon"), run("good")]
+    found = decide(runs, [made("p", "good", status="failed", time=None)], Wanted(), Standard())
+    assert [order.raw_uid for order in found.orders] == ["good"]
+    assert found.left == {"without a time": 2}
 
 
 def test_the_newest_come_first_up_to_the_limit() -> None:
@@ -324,6 +333,37 @@ def test_what_a_dead_backfill_was_at_is_taken_over(catalog: Catalog) -> None:
     assert isinstance(dead.next(), Order)
     assert [done.status for done in made_one_by_one(catalog)] == ["success"]
     assert statuses(catalog) == {raw_uid: ["success"]}
+
+
+def test_a_scan_that_workers_died_of_is_told_at_once(catalog: Catalog) -> None:
+    raw_uid = measure(catalog)
+    claims = catalog.folder(catalog.settings.remote.claims)
+    for turn in range(1, MAX_DEATHS + 1):
+        said = {"worker": "gone", "since": 1.0, "time": 1.0, "deaths": turn}
+        claims.create_container(f"{raw_uid}.{turn}", metadata=said)
+    (done,) = made_one_by_one(catalog)
+    assert (done.status, f"--retry {raw_uid}" in done.reason) == ("error", True)
+    pardon(claims, {}, raw_uid)
+    assert [done.status for done in made_one_by_one(catalog)] == ["success"]
+
+
+def test_a_heart_beats_on_whatever_happens(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    often = catalog.settings.remote.model_copy(update={"heartbeat_s": 0.01})
+    with Catalog(catalog.settings.model_copy(update={"remote": often})) as quick_one:
+        claims, beaten = BackfillClaims(quick_one), threading.Event()
+        beat, raised = claims._beat, threading.Event()
+
+        def stumble() -> None:
+            if claims._heartbeat.beat and not raised.is_set():
+                raised.set()
+                raise ValueError("what nobody thought of")
+            beat()
+            if raised.is_set():
+                beaten.set()
+
+        monkeypatch.setattr(claims, "_beat", stumble)
+        with claims:
+            assert beaten.wait(PATIENCE_S)
 
 
 def test_a_failure_is_stored_with_its_reason_and_the_next_goes_on(catalog: Catalog) -> None:
