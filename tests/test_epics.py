@@ -82,7 +82,7 @@ def test_the_true_crystal_is_found_over_channel_access(ioc, crystal, settings, c
     """Frames in events and in files; between them a scan that would run into the motor's limit."""
     # Files must lie where the shared server may read them.
     folder = Path(tmp_path_factory.mktemp("epics"))
-    scans = (("event", SCAN), ("event", (-6.0, 6.0, 5)), ("file", SCAN))
+    scans = (("event", SCAN), ("event", (-6.0, 6.0, 9)), ("file", SCAN))
     with session(ioc, settings, folder, *scans) as process:
         in_events, refused, in_files = answers(process)
     assert refused["error"] == "InvalidInput"
