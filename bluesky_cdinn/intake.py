@@ -1,34 +1,34 @@
 """A worker's intake: from documents that may get lost to whole scans that are its own to reconstruct."""
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import httpx
 from tiled.queries import Eq
 
-from bluesky_cdinn.backfill import PROCESSED, RAW, Wanted, plan
+from bluesky_cdinn.backfill import PROCESSED, RAW
 from bluesky_cdinn.callbacks import (
     LiveReconstruction,
-    ReceivedRun,
     RunRouter,
     is_result,
     is_rocking_curve,
     mapped,
 )
 from bluesky_cdinn.catalog import Catalog
+from bluesky_cdinn.claimed_run import ClaimedRun
 from bluesky_cdinn.claims import Claims, is_claimed
 from bluesky_cdinn.documents import Document
-from bluesky_cdinn.errors import StoreUnavailable
+from bluesky_cdinn.errors import StoreUnavailable, WorkerDied
 from bluesky_cdinn.heartbeat import PulseWatch
+from bluesky_cdinn.leftovers import Leftovers
 from bluesky_cdinn.listing import listed
 from bluesky_cdinn.metrics import WorkerMetrics
-from bluesky_cdinn.staleness import Standard
 from bluesky_cdinn.summary import ReconstructionSummary
 
 logger = logging.getLogger(__name__)
@@ -36,39 +36,20 @@ logger = logging.getLogger(__name__)
 COURTESY_S = 2.0
 """A busy worker waits so long for an idle one to claim a new scan."""
 
-PATIENCE = 6
-"""Sweeps for which the rest of a scan is waited for in Tiled; then it is done with what came."""
+PATIENCE_S = 300.0
+"""The rest of a scan is waited for so long in Tiled, while Tiled is there; then what came is taken."""
+
+SILENCE_S = 1800.0
+"""A scan of which no document came for so long is given up, and done when Tiled has it."""
 
 _FLUSH_S = 30.0
-
-
-class ClaimedRun(ReceivedRun):
-    """A scan that is this worker's.
-
-    Attributes
-    ----------
-    handed_over
-        Whether the live callback has had its stop document.
-    result
-        None until there is one.
-    seen_stored
-        Whether an earlier sweep found it whole in Tiled.
-    patience
-        Sweeps left.
-    """
-
-    def __init__(self, start: Mapping[str, Any]) -> None:
-        super().__init__(start)
-        self.handed_over = False
-        self.result: ReconstructionSummary | None = None
-        self.seen_stored = False
-        self.patience = PATIENCE
 
 
 class Intake:
     """Takes documents, claims scans, and hands them over whole.
 
-    `take` is called by the thread that follows documents, `sweep` by another one, now and then.
+    `take` is called by the thread that follows documents, `sweep` by another one, now and then, `close` when
+    both have ended.
 
     Parameters
     ----------
@@ -101,9 +82,8 @@ class Intake:
         self.needs_sweep = threading.Event()
         self._catalog = catalog
         self._settings = catalog.settings.remote
-        self._max_runs = catalog.settings.worker.max_pending
-        self._since = datetime.fromtimestamp(time.time() - self._settings.look_back_s, UTC)
-        self._standard = Standard(catalog.settings.reconstruction)
+        self._max_waiting = catalog.settings.worker.max_pending
+        self._leftovers = Leftovers(catalog)
         self._live = live
         self._claims = claims
         self._watch = watch
@@ -112,13 +92,11 @@ class Intake:
         # One document at a time, whether it was followed or read from Tiled.
         self._lock = threading.RLock()
         self._granted = ""
-        self._outstanding: frozenset[str] = frozenset()
-        self._settled: set[str] = set()
 
     @property
     def waiting(self) -> int:
         """Scans that are over and wait for their turn, the one that is being done not counted."""
-        return max(0, sum(run.handed_over and run.result is None for run in self.runs.values()) - 1)
+        return max(0, sum(run.waits for run in self.runs.values()) - 1)
 
     def take(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document of any run; what can't be understood is logged, never raised."""
@@ -128,20 +106,54 @@ class Intake:
         except Exception:
             logger.exception("a %s document could not be understood", name)
 
-    def sweep(self, *, catch_up: bool = True) -> None:
+    def sweep(self) -> None:
         """Release what is done, complete what was lost, and do what nobody did.
+
+        What is wrong with one scan is logged, and keeps nothing from the others.
 
         Raises
         ------
         StoreUnavailable, httpx.HTTPError
             Tiled can't be reached; the next sweep goes on.
         """
+        try:
+            self._release()
+            for run in self.runs.values():
+                if not run.handed_over and run.result is None:
+                    with self._alone(run.uid, "completed"):
+                        self._complete(run)
+                    with self._alone(run.uid, "ended"):
+                        self._lose_patience(run)
+            if not any(run.waits for run in self.runs.values()):
+                self._catch_up()
+        except (StoreUnavailable, httpx.HTTPError):
+            for run in self.runs.values():
+                run.patient_until = None
+            raise
+
+    def close(self) -> None:
+        """Give all scans back, done or not: another worker does those that aren't.
+
+        Raises
+        ------
+        StoreUnavailable, httpx.HTTPError
+            Tiled can't be reached.
+        """
+        with self._lock:
+            self.runs = {uid: run for uid, run in self.runs.items() if run.result is not None}
         self._release()
-        for run in list(self.runs.values()):
-            if not run.handed_over:
-                self._complete(run)
-        if catch_up and not self.runs:
-            self._catch_up()
+
+    @contextlib.contextmanager
+    def _alone(self, uid: str, what: str) -> Iterator[None]:
+        """Log what is wrong with one scan, and count it; raise where it is Tiled that is away."""
+        try:
+            yield
+        except Exception as error:
+            # Raises if Tiled doesn't answer: then the scan is not to be blamed.
+            self._catalog.folder(self._settings.claims)
+            self._leftovers.failed(uid)
+            foreseen = isinstance(error, (StoreUnavailable, httpx.HTTPError))
+            logger.warning("scan %s can't be %s: %s", uid, what, error, exc_info=not foreseen)
 
     def _open(self, start: Mapping[str, Any]) -> Callable[[str, Mapping[str, Any]], None] | None:
         if not is_rocking_curve(start):
@@ -151,6 +163,8 @@ class Intake:
             mine = uid == self._granted or (not self._leave_to_idle(uid) and self._claim(uid))
         except (StoreUnavailable, httpx.HTTPError) as error:
             logger.warning("scan %s can't be claimed now, it is done later: %s", uid, error)
+            # What was claimed all the same is released.
+            self.needs_sweep.set()
             return None
         if not mine:
             return None
@@ -169,23 +183,28 @@ class Intake:
         return claimed
 
     def _claim(self, uid: str) -> bool:
-        """Claim a scan that nobody has done."""
-        if len(self.runs) >= self._max_runs or not self._watch.lives(self._claims.worker, self._claims.since):
+        """Claim a scan that nobody has done; a claim that comes to nothing is released by the next sweep."""
+        waiting = sum(run.waits for run in self.runs.values())
+        if waiting >= self._max_waiting or not self._watch.lives(self._claims.worker, self._claims.since):
             return False
-        claims = self._catalog.folder(self._settings.claims)
-        if not self._claims.take(claims, uid):
+        try:
+            if not self._claims.take(self._catalog.folder(self._settings.claims), uid):
+                return False
+        except WorkerDied as error:
+            logger.error("%s", error)
             return False
         # Whoever had claimed it may have done it and released it in the meantime.
         made = listed(self._catalog.processed, PROCESSED, Eq("start.raw_uid", uid))
         if any(map(is_result, made)):
-            self._claims.release(claims, uid)
-            self._settled.add(uid)
+            self._leftovers.settle(uid)
+            self.needs_sweep.set()
             return False
         return True
 
     def _receive(self, run: ClaimedRun, name: str, doc: Mapping[str, Any]) -> None:
+        run.heard = time.monotonic()
         run(name, doc)
-        if name == "stop" and (lost := run.lost()):
+        if name == "stop" and run.result is None and (lost := run.lost()):
             logger.warning("scan %s is completed from Tiled: %s", run.uid, lost)
             self.needs_sweep.set()
             return
@@ -199,57 +218,82 @@ class Intake:
             run.handed_over = True
 
     def _end(self, run: ClaimedRun, done: Future[ReconstructionSummary]) -> None:
-        run.result = done.result()
+        cancelled = ReconstructionSummary(run.uid, status="cancelled")
+        run.result = cancelled if done.cancelled() else done.result()
         self._metrics.ended(run.result)
         self.needs_sweep.set()
 
     def _release(self) -> None:
-        ended = {run.uid: run.result for run in self.runs.values() if run.result is not None}
-        if not ended or not self._catalog.flush(_FLUSH_S):
+        """Let go of what is done, and release each claim that no scan here needs."""
+        ended = [run for run in self.runs.values() if run.result is not None]
+        if ended and self._catalog.flush(_FLUSH_S):
+            with self._lock:
+                self.runs = {uid: run for uid, run in self.runs.items() if run not in ended}
+            for run in ended:
+                self._settle(run)
+        with self._lock:
+            needless = self._claims.held.keys() - self.runs.keys()
+        for uid in needless:
+            with self._alone(uid, "released"):
+                self._claims.release(self._catalog.folder(self._settings.claims), uid)
+
+    def _settle(self, run: ClaimedRun) -> None:
+        result = run.result
+        if result is None or result.status == "cancelled":
             return
-        claims = self._catalog.folder(self._settings.claims)
-        for uid, result in ended.items():
-            if not self._metrics.device and result.success:
+        # Whether or not Tiled took the result, here another one is not made.
+        self._leftovers.settle(run.uid)
+        if result.success and not self._metrics.device:
+            with contextlib.suppress(KeyError, StoreUnavailable, httpx.HTTPError):
                 made = self._catalog.processed[result.processed_uid].metadata["start"]
                 self._metrics.device = str(made.get("device", ""))
-            self._claims.release(claims, uid)
-            with self._lock:
-                self.runs = {other: run for other, run in self.runs.items() if other != uid}
 
     def _complete(self, run: ClaimedRun) -> None:
         """Hand a scan over that ended without all of its documents, as soon as Tiled holds them."""
         stored = any(found["stop"] for found in listed(self._catalog.raw, RAW, Eq("start.uid", run.uid)))
-        over = run.stop is not None
-        if stored and (over or run.seen_stored):
-            for name, doc in self._stored(run.uid):
-                with self._lock:
-                    # The stop document may have come after all.
-                    if name != "start" and not run.handed_over:
-                        self._hand_over(run, name, doc)
-        elif over:
-            run.patience -= 1
-            if run.patience == 0:
-                logger.warning("scan %s is done with what came: Tiled doesn't have it", run.uid)
-                with self._lock:
-                    self._hand_over(run, "stop", run.stop or {})
         # A stop document that is only late comes before the next sweep.
+        ready = stored and (run.stop is not None or run.seen_stored)
         run.seen_stored = stored
+        for name, doc in self._stored(run.uid) if ready else ():
+            with self._lock:
+                # The stop document may have come after all.
+                if name != "start" and not run.handed_over:
+                    self._hand_over(run, name, doc)
+
+    def _lose_patience(self, run: ClaimedRun) -> None:
+        """End a scan whose rest doesn't come: with what came, or, if it seems to run still, with nothing."""
+        now = time.monotonic()
+        if run.handed_over:
+            return
+        if run.stop is None and not run.seen_stored:
+            if now - run.heard > SILENCE_S:
+                logger.warning("scan %s is given up: no document came for %g s", run.uid, SILENCE_S)
+                with self._lock:
+                    self._live.result(run.uid).cancel()
+                    self._router("stop", run.stop_in_its_place())
+        elif run.patient_until is None:
+            run.patient_until = now + PATIENCE_S
+        elif now >= run.patient_until:
+            logger.warning("scan %s is done with what came: Tiled doesn't give the rest", run.uid)
+            with self._lock:
+                self._hand_over(run, "stop", run.stop or run.stop_in_its_place())
 
     def _catch_up(self) -> None:
         """Do one scan that nobody has done, the newest; the next sweep does the next."""
-        orders = plan(self._catalog, Wanted(since=self._since), self._standard).orders
-        # What failed will not do for a backfill, but here once is enough.
-        uids = [order.raw_uid for order in orders if order.raw_uid not in self._settled]
-        # What ended a moment ago is on its way to somebody.
-        known = [uid for uid in uids if uid in self._outstanding]
-        self._outstanding = frozenset(uids)
-        for uid in known:
-            if self._claim(uid):
-                logger.info("scan %s was done by nobody and is read from Tiled", uid)
-                self._granted = uid
-                for name, doc in self._stored(uid):
-                    self.take(name, doc)
-                return
+        for uid in self._leftovers.look():
+            with self._alone(uid, "read"):
+                if self._claim(uid):
+                    logger.info("scan %s was done by nobody and is read from Tiled", uid)
+                    self._take_stored(uid)
+                    return
+
+    def _take_stored(self, uid: str) -> None:
+        self._granted = uid
+        try:
+            for name, doc in self._stored(uid):
+                self.take(name, doc)
+        finally:
+            self._granted = ""
 
     def _stored(self, uid: str) -> Iterator[Document]:
         """Yield a scan's documents from Tiled."""

@@ -122,7 +122,7 @@ class RemoteWorker:
         self._live.close(wait=False)
         self._worker.close()
         with self._tiled_may_be_away("claims are not released"):
-            self._intake.sweep(catch_up=False)
+            self._intake.close()
 
     def _keep_beating(self) -> None:
         while not self._over.is_set():
