@@ -4,6 +4,7 @@ The claims are those of `bluesky_cdinn.claims`, so that no scan is reconstructed
 by a backfill and a worker that follows documents.
 """
 
+import contextlib
 import itertools
 import logging
 import os
@@ -11,6 +12,7 @@ import socket
 import threading
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -48,6 +50,7 @@ class BackfillClaims:
             pid=os.getpid(),
             version=version("bluesky-cdinn"),
             device=catalog.settings.reconstruction.device,
+            pids=_pids(),
         )
         self._watch = PulseWatch(self._settings.silent_s)
         self._claims = Claims(
@@ -95,7 +98,8 @@ class BackfillClaims:
     def _bury(self) -> None:
         """Withdraw backfills of this machine whose process is gone: why wait for their silence."""
         for name, other in read_all(self._workers()).items():
-            if name.startswith(f"{_KIND}-") and other.host == self._heartbeat.host and not _runs(other.pid):
+            here = bool(other.pids) and other.pids == self._heartbeat.pids
+            if here and name.startswith(f"{_KIND}-") and not _runs(other.pid):
                 withdraw(self._workers(), name)
 
     def _keep_beating(self) -> None:
@@ -115,6 +119,14 @@ class BackfillClaims:
 
     def _look(self) -> None:
         self._watch.look(read_all(self._workers()))
+
+
+def _pids() -> str:
+    """Return what only processes share that know each other by number; a host's name containers share too."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
 
 
 def _runs(pid: int) -> bool:

@@ -40,6 +40,8 @@ class Heartbeat:
         Partial results that it published.
     last_error
         Why the last reconstruction that failed did; empty if none has.
+    pids
+        Where its process's number means something; empty if that isn't known.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Heartbeat:
     failed: int = 0
     updates: int = 0
     last_error: str = ""
+    pids: str = ""
 
     @property
     def idle(self) -> bool:
