@@ -3,7 +3,6 @@
 import signal
 import time
 from collections import defaultdict
-from contextlib import ExitStack
 from itertools import count
 
 import numpy as np
@@ -11,9 +10,11 @@ import pytest
 from remote_helpers import PATIENCE_S, Proxy, WorkerProcess, eventually
 
 from bluesky_cdinn.callbacks import DocumentBroadcast, RemoteReconstruction
+from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.claims import holders
 from bluesky_cdinn.heartbeat import read_all
 from bluesky_cdinn.plans import rocking_scan, rocking_scan_with_recon
+from bluesky_cdinn.settings import Settings, TiledSettings
 from bluesky_cdinn.sim.devices import gold_geometry
 from bluesky_cdinn.sim.recording import Recording
 from bluesky_cdinn.sim.replay import replay_beamline
@@ -22,40 +23,87 @@ ANGLES = np.linspace(-0.1, 0.1, 9)
 FRAMES = np.random.default_rng(0).poisson(20.0, (9, 16, 12)).astype(np.int32)
 
 
-@pytest.fixture
+class Workers:
+    """Workers that are told, killed and started as the tests need them: each start takes long."""
+
+    def __init__(self, settings, catalog):
+        self._settings, self._catalog = settings, catalog
+        self._all = []
+
+    def living(self, number):
+        """Return so many workers, and see that there are no others."""
+        alive = [worker for worker in self._all if worker.process.poll() is None]
+        for extra in alive[number:]:
+            extra.kill(signal.SIGTERM)
+            extra.process.wait(PATIENCE_S)
+        for _ in range(number - len(alive)):
+            self._all.append(WorkerProcess(self._settings, f"worker{len(self._all)}"))
+            alive.append(self._all[-1])
+        return [worker.wait_ready(self._catalog) for worker in alive[:number]]
+
+    def close(self):
+        for worker in self._all:
+            worker.close()
+
+
+@pytest.fixture(scope="module")
 def proxied():
     with Proxy() as proxied:
         yield proxied
 
 
-@pytest.fixture
-def settings(settings, proxied):
-    """The test's own containers and proxy, and times that suit a test."""
-    test = settings.tiled.raw.split("/")[0]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Make a folder with two in it: of an IOC's files, which workers see at ``mnt``, and far ones."""
+    folder = tmp_path_factory.mktemp("remote")
+    for name in ("ioc", "far"):
+        (folder / name).mkdir()
+    (folder / "mnt").symlink_to(folder / "ioc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tiled_server, proxied, folder):
+    """Containers and a proxy for these tests, and times that suit a test."""
+    address = tiled_server.address()
+    tiled = TiledSettings(
+        uri=address.uri, api_key=address.api_key, raw="remote/raw", processed="remote/processed"
+    )
     remote = proxied.remote.model_copy(
         update={
-            "claims": f"{test}/claims",
-            "workers": f"{test}/workers",
+            "claims": "remote/claims",
+            "workers": "remote/workers",
             "heartbeat_s": 1.0,
             "silent_s": 12.0,
             "sweep_s": 1.0,
             "stop_s": 20.0,
+            "paths": {
+                str(folder / "ioc"): str(folder / "mnt"),
+                str(folder / "far"): str(folder / "nowhere"),
+            },
         }
     )
-    return settings.model_copy(update={"remote": remote})
+    return Settings(tiled=tiled, remote=remote, spool=folder / "spool")
+
+
+@pytest.fixture(scope="module")
+def catalog(settings):
+    with Catalog(settings) as catalog:
+        yield catalog
+
+
+@pytest.fixture(scope="module")
+def workers(settings, catalog):
+    workers = Workers(settings, catalog)
+    yield workers
+    workers.close()
 
 
 @pytest.fixture
-def start_worker(settings, catalog):
-    with ExitStack() as stack:
-
-        def start(name, **remote):
-            changed = settings.remote.model_copy(update=remote)
-            worker = WorkerProcess(settings.model_copy(update={"remote": changed}), name)
-            stack.callback(worker.close)
-            return worker.wait_ready(catalog)
-
-        yield start
+def worker(workers):
+    """Give the only one."""
+    (worker,) = workers.living(1)
+    return worker
 
 
 @pytest.fixture
@@ -86,8 +134,11 @@ def assert_each_once(catalog, uids, say):
     eventually(lambda: not holders(catalog.folder(catalog.settings.remote.claims)), say)
 
 
-def test_a_plan_waits_for_a_worker_elsewhere(RE, catalog, settings, send, start_worker, beamline):
-    worker = start_worker("one")
+def test_a_plan_waits_for_a_worker_elsewhere(RE, catalog, settings, send, worker, beamline):
+    def beat():
+        return read_all(catalog.folder(settings.remote.workers))[worker.name]
+
+    failed_before = beat().failed
     RE.subscribe(catalog.raw_writer())
     RE.subscribe(send)
     # It never looks by itself: what comes, comes by the websocket.
@@ -112,18 +163,17 @@ def test_a_plan_waits_for_a_worker_elsewhere(RE, catalog, settings, send, start_
         plan = rocking_scan_with_recon(*beamline, -0.1, 0.1, 9, live=remote, md={"do": "reject"})
         failed = RE(plan).plan_result
         assert (failed.status, failed.reason) == ("failed", "needs at least 9 points, got 3")
-    beat = read_all(catalog.folder(settings.remote.workers))["one"]
-    eventually(lambda: read_all(catalog.folder(settings.remote.workers))["one"].failed == 1)
-    assert (beat.pid, beat.version) == (worker.process.pid, "0.1.0")
+    eventually(lambda: beat().failed == failed_before + 1)
+    assert (beat().pid, beat().version) == (worker.process.pid, "0.1.0")
 
 
 def test_workers_share_scans_and_one_takes_over_from_another(
-    RE, catalog, settings, send, start_worker, beamline, tmp_path
+    RE, catalog, settings, send, workers, beamline, tmp_path
 ):
-    workers = [start_worker("one"), start_worker("two")]
+    both = workers.living(2)
 
     def say():
-        return "\n".join(worker.log for worker in workers)
+        return "\n".join(worker.log for worker in both)
 
     RE.subscribe(catalog.raw_writer())
     RE.subscribe(send)
@@ -138,7 +188,7 @@ def test_workers_share_scans_and_one_takes_over_from_another(
     # The idle one has it.
     assert holders(claims)[second].worker != busy
     more = [measure(RE, beamline) for _ in range(3)]
-    victim = next(worker for worker in workers if worker.name == busy)
+    victim = next(worker for worker in both if worker.name == busy)
     victim.kill()
     gate.touch()
     assert_each_once(catalog, [first, second, *more], say)
@@ -156,11 +206,10 @@ def losing(send, which):
     return lossy
 
 
-def test_what_got_lost_or_nobody_followed_is_read_from_tiled(RE, catalog, send, start_worker, beamline):
+def test_what_got_lost_or_nobody_followed_is_read_from_tiled(RE, catalog, send, worker, beamline):
     RE.subscribe(catalog.raw_writer())
     uids = [measure(RE, beamline)]
     other = measure(RE, beamline, purpose="alignment")
-    worker = start_worker("one")
     for which in ([("event", 2), ("event", 6)], [("stop", 0)], [("start", 0)]):
         token = RE.subscribe(losing(send, which))
         uids.append(measure(RE, beamline))
@@ -170,8 +219,7 @@ def test_what_got_lost_or_nobody_followed_is_read_from_tiled(RE, catalog, send, 
     assert catalog.reconstructions(other) == []
 
 
-def test_the_proxy_is_killed_and_restarted_in_mid_scan(RE, catalog, proxied, send, start_worker, beamline):
-    worker = start_worker("one")
+def test_the_proxy_is_killed_and_restarted_in_mid_scan(RE, catalog, proxied, send, worker, beamline):
     RE.subscribe(catalog.raw_writer())
     RE.subscribe(send)
     events = count(1)
@@ -180,27 +228,21 @@ def test_the_proxy_is_killed_and_restarted_in_mid_scan(RE, catalog, proxied, sen
     assert_each_once(catalog, uids, lambda: worker.log)
 
 
-def test_frames_in_files_here_or_elsewhere(RE, catalog, send, start_worker, tmp_path):
-    paths = {str(tmp_path / "ioc"): str(tmp_path / "mnt"), str(tmp_path / "far"): str(tmp_path / "nowhere")}
-    for folder in ("ioc", "far"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "mnt").symlink_to(tmp_path / "ioc")
-    worker = start_worker("one", paths=paths)
+def test_frames_in_files_here_or_elsewhere(RE, catalog, send, worker, folder):
     RE.subscribe(catalog.raw_writer())
     RE.subscribe(send)
     recording = Recording(FRAMES, ANGLES, gold_geometry((16, 12)))
     uids = [
-        measure(RE, replay_beamline(recording, delivery="stream", directory=tmp_path / folder))
-        for folder in ("ioc", "far")
+        measure(RE, replay_beamline(recording, delivery="stream", directory=folder / name))
+        for name in ("ioc", "far")
     ]
     assert_each_once(catalog, uids, lambda: worker.log)
     assert worker.log.count("can't be reached from here") == 1
 
 
 def test_a_worker_that_is_told_to_stop_ends_what_it_has_begun(
-    RE, catalog, settings, send, start_worker, beamline, tmp_path
+    RE, catalog, settings, send, worker, beamline, tmp_path
 ):
-    worker = start_worker("one")
     RE.subscribe(catalog.raw_writer())
     RE.subscribe(send)
     gate, begun = tmp_path / "gate", tmp_path / "begun"
@@ -211,4 +253,4 @@ def test_a_worker_that_is_told_to_stop_ends_what_it_has_begun(
     gate.touch()
     assert worker.process.wait(PATIENCE_S) == 0, worker.log
     assert_each_once(catalog, [uid], lambda: worker.log)
-    assert read_all(catalog.folder(settings.remote.workers)) == {}
+    assert worker.name not in read_all(catalog.folder(settings.remote.workers))
