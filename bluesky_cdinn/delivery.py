@@ -155,7 +155,9 @@ class Delivery:
                 while passed_over:
                     self._put_aside(passed_over.pop(), f"for {PATIENCE_S:g} s, and took the next one")
             elif delivered is None:
-                passed_over.append(run)
+                # Unless it has been put aside already.
+                if run.uid in self._troubled:
+                    passed_over.append(run)
             else:
                 return
 

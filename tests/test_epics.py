@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from soft_ioc import soft_ioc
 
+from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.demo import true_error
 from bluesky_cdinn.sim.crystal import random_crystal
 
@@ -98,7 +99,7 @@ def test_the_true_crystal_is_found_over_channel_access(ioc, crystal, settings, c
         assert error.phase_rmse < 0.1
         assert error.iou > 0.9
         assert result.raw_uid == answer["raw_uid"]
-    image = catalog.raw[in_files["raw_uid"]]["primary"]["det_image"].read()
+    image = plain_client(catalog.raw[in_files["raw_uid"]])["primary"]["det_image"].read()
     assert np.squeeze(image).shape == (SCAN[2], 64, 64)
 
 

@@ -11,6 +11,7 @@ from ophyd_async.core import TriggerInfo, init_devices
 from ophyd_async.sim import SimMotor
 
 from bluesky_cdinn.callbacks import LiveReconstruction, RockingCurveAssembler
+from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.errors import IncompleteScan
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.plans import rocking_scan, rocking_scan_with_recon
@@ -57,7 +58,7 @@ def test_the_plan_and_the_callback_take_it_as_any_other(RE, catalog, live, devic
     assert summary.scalars["total"] == FRAMES.sum()
     run = catalog.raw[summary.raw_uid]
     assert run.metadata["stop"]["exit_status"] == "success"
-    np.testing.assert_array_equal(np.squeeze(run["primary"]["det"].read()), FRAMES)
+    np.testing.assert_array_equal(np.squeeze(plain_client(run)["primary"]["det"].read()), FRAMES)
 
 
 def test_what_the_documents_say_is_understood(RE, devices):

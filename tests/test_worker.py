@@ -209,7 +209,8 @@ def test_many_jobs_leak_neither_descriptors_nor_threads(jobs_on_path, tmp_path):
         for future in [worker.submit(curve()) for _ in range(50)]:
             future.result(60)
         worker.submit(curve("die once", marker=str(tmp_path / "died"))).result(60)
-        assert held() == before
+        # Fewer it may be: other tests' threads end when they end.
+        assert all(now <= then for now, then in zip(held(), before, strict=True))
 
 
 def test_sending_a_large_scan_does_not_stall_other_threads(worker):
