@@ -169,8 +169,10 @@ class EventDetector(_Detector):
 
     def _frame(self) -> NDArray[Any]:
         # Not ImagePlugin.image: that takes a 2D array's depth, 0, for one of its two sizes.
-        rows, columns = int(self.image1.height.get()), int(self.image1.width.get())
-        return np.asarray(self.image1.array_data.get(count=rows * columns)).reshape(rows, columns)
+        # Asked for, all three: what a monitor told last may be of the frame before, or of none.
+        rows, columns = (int(side.get(use_monitor=False)) for side in (self.image1.height, self.image1.width))
+        image = self.image1.array_data.get(count=rows * columns, use_monitor=False)
+        return np.asarray(image).reshape(rows, columns)
 
 
 class HDF5Files(HDF5Plugin_V34, FileStoreHDF5IterativeWrite):
