@@ -93,7 +93,7 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
             future = ended.get(timeout=POLL_S)
         except queue.Empty:
             continue
-        if future.status == "pending":
+        if future.status in ("pending", "lost"):
             # Its worker died before it was asked how it ended: it is done again.
             future.add_done_callback(ended.put)
             continue
@@ -235,7 +235,11 @@ def _outcome(future: Any, order: Order) -> Outcome:
     if future.status == "error":
         error = future.exception()
         return Outcome(order.raw_uid, "error", reason=f"{type(error).__name__}: {error}")
-    return Outcome(order.raw_uid, "error", reason="the Dask scheduler dropped it: it ended, or was restarted")
+    return Outcome(
+        order.raw_uid,
+        "error",
+        reason=f"the Dask scheduler dropped it ({future.status}): it ended, or was restarted",
+    )
 
 
 @lru_cache(maxsize=1)

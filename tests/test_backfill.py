@@ -480,8 +480,13 @@ def test_two_processes_share_the_scans_and_the_key_does_not_travel(
     assert key not in caplog.text
 
 
-def test_a_worker_that_is_killed_loses_nothing(catalog: Catalog, client: Any) -> None:
+def test_a_worker_that_is_killed_loses_nothing(
+    catalog: Catalog, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw_uids = {measure(catalog) for _ in range(5)}
+    # A scan that is done again may meet the second death too, before both processes are new.
+    patient = catalog.settings.worker.model_copy(update={"attempts": 5})
+    monkeypatch.setattr(catalog, "settings", catalog.settings.model_copy(update={"worker": patient}))
     with campaign_of(catalog) as campaign:
         outcomes = by_dask(client, campaign)
         done = [next(outcomes)]
@@ -489,7 +494,7 @@ def test_a_worker_that_is_killed_loses_nothing(catalog: Catalog, client: Any) ->
             os.kill(pid, signal.SIGKILL)
         done += outcomes
     assert {outcome.raw_uid for outcome in done} == raw_uids
-    assert {outcome.status for outcome in done} <= {"success", "skipped"}, done
+    assert {outcome.status for outcome in done} <= {"success", "skipped"}, [o.reason for o in done]
     assert statuses(catalog) == {uid: ["success"] for uid in raw_uids}
 
 
