@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.geometry import wavenumber
 from bluesky_cdinn.records import Geometry
-from bluesky_cdinn.sim.area_detector import FrameSource, SimulatedAreaDetector
+from bluesky_cdinn.sim.area_detector import SimulatedAreaDetector
 from bluesky_cdinn.sim.crystal import Crystal, random_crystal
 from bluesky_cdinn.sim.delivery import DeliveryName
 from bluesky_cdinn.sim.detector_effects import DetectorModel, random_detector
@@ -20,7 +20,6 @@ from bluesky_cdinn.sim.stage import RockingStage
 
 __all__ = [
     "CrystalInBeam",
-    "FrameSource",
     "RockingStage",
     "SimulatedAreaDetector",
     "gold_geometry",
