@@ -15,7 +15,7 @@ from bluesky_cdinn import cli_backfill, cli_ioc, cli_training, cli_watch, cli_wo
 from bluesky_cdinn import cli_options as options
 from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.files import require_writable
+from bluesky_cdinn.files import require_figure, require_writable
 from bluesky_cdinn.summary import StoredStatus
 from bluesky_cdinn.terminal import (
     answering,
@@ -151,9 +151,7 @@ def show(
     """Show one stored reconstruction: its numbers, and with -o a figure."""
     with answering(as_json) as answer:
         if output is not None:
-            require_writable(output)
-            if output.suffix.lower() not in (".png", ".pdf", ".svg"):
-                raise InvalidInput(f"a figure's name must end in .png, .pdf or .svg, got {output.name}")
+            require_figure(output)
         from bluesky_cdinn.catalog import connect
         from bluesky_cdinn.documents import finite_scalars
 

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from bluesky_cdinn.cli_options import AsJson, Directory, settings
-from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.files import require_writable
+from bluesky_cdinn.files import require_figure
 from bluesky_cdinn.terminal import answering, told
 from bluesky_cdinn.watching import Sight, sights
 
@@ -31,9 +30,7 @@ def watch(
 
     with answering(as_json) as answer:
         if output is not None:
-            require_writable(output)
-            if output.suffix.lower() not in (".png", ".pdf", ".svg"):
-                raise InvalidInput(f"a figure's name must end in .png, .pdf or .svg, got {output.name}")
+            require_figure(output)
         with connect(settings(directory)) as catalog:
             try:
                 for sight in sights(catalog, run_uid, interval_s=interval):

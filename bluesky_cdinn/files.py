@@ -55,3 +55,16 @@ def located(path: Path, paths: Mapping[str, str]) -> Path:
         return path
     folder = max(known, key=len)
     return Path(paths[folder]) / path.relative_to(folder)
+
+
+def require_figure(path: Path) -> None:
+    """Raise unless a figure can be written there: png, pdf or svg.
+
+    Raises
+    ------
+    InvalidInput
+        It can't be written, or its name says no such format.
+    """
+    require_writable(path)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InvalidInput(f"a figure's name must end in .png, .pdf or .svg, got {path.name}")
