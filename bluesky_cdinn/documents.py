@@ -37,6 +37,8 @@ _ARRAYS = {
     "support": "",
     "displacement": "nm",
     "strain": "",
+    "phase_sd": "rad",
+    "strain_sd": "",
     "direct_basis": "nm",
     "reciprocal_basis": "1/nm",
     "q_vector": "1/nm",

@@ -256,6 +256,10 @@ class Reconstruction:
         u_Q, nm, float32, NaN outside the support; None in voxel units.
     strain
         d(u_Q)/d(x_Q), dimensionless, float32, NaN outside the support; None in voxel units.
+    phase_sd
+        One sigma of the phase, rad, float32, NaN outside the support; None where it is not known.
+    strain_sd
+        One sigma of the strain, float32, NaN outside the support; None where it is not known.
     scalars
         Other numbers of the result (resolution_nm, strain_rms, size_nm, d_spacing_nm, agreement, ...);
         a number that couldn't be computed is absent.
@@ -288,6 +292,8 @@ class Reconstruction:
     q_vector: NDArray[np.float64] | None = None
     displacement: NDArray[np.float32] | None = None
     strain: NDArray[np.float32] | None = None
+    phase_sd: NDArray[np.float32] | None = None
+    strain_sd: NDArray[np.float32] | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     resolution_curve: NDArray[np.float32] | None = None
     progress: NDArray[np.float32] | None = None
