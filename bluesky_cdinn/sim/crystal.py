@@ -123,13 +123,41 @@ def random_crystal(
     """
     if not size_nm > 0:
         raise InvalidInput(f"size_nm must be above 0, got {size_nm}")
+    _check(phase_range_rad, defect)
+    return strained_crystal(rng, random_polyhedron(rng, size_nm), phase_range_rad, defect=defect)
+
+
+def strained_crystal(
+    rng: np.random.Generator,
+    body: Polyhedron,
+    phase_range_rad: float,
+    *,
+    defect: DefectName | None = None,
+) -> Crystal:
+    """Return a crystal of a given shape with a smooth random strain field, as `random_crystal` does.
+
+    Parameters
+    ----------
+    rng, phase_range_rad, defect
+        As in `random_crystal`.
+    body
+        Its shape, with the centre of mass at the origin.
+
+    Raises
+    ------
+    InvalidInput
+        If the range is out of bounds, or the defect unknown.
+    """
+    _check(phase_range_rad, defect)
+    field = _random_field(rng, body, body.diameter() / 2, phase_range_rad)
+    return Crystal(body, field, (random_defect(rng, defect, body),) if defect else ())
+
+
+def _check(phase_range_rad: float, defect: str | None) -> None:
     if not phase_range_rad >= 0:
         raise InvalidInput(f"phase_range_rad must be 0 or more, got {phase_range_rad}")
     if defect not in (None, "void", "dislocation", "domain_wall"):
         raise InvalidInput(f"defect must be void, dislocation, domain_wall or None, got {defect!r}")
-    body = random_polyhedron(rng, size_nm)
-    field = _random_field(rng, body, size_nm / 2, phase_range_rad)
-    return Crystal(body, field, (random_defect(rng, defect, body),) if defect else ())
 
 
 def _random_field(
