@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from bluesky_cdinn.errors import InvalidInput
 
 Status = Literal["success", "failed", "cancelled"]
+Scanned = Literal["angle", "energy"]
+Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class FrameReference:
 class Geometry:
     """How the beam, the crystal and the detector stood at the centre of the rocking curve.
 
-    Lab frame: z along the beam, y up, x completing a right-handed frame. The detector arm turns by
-    ``delta`` about y, then ``gamma`` upwards; at (0, 0) rows run along -y and columns along +x.
+    Lab frame: z along the beam, y up, x completing a right-handed frame. Any goniometer and detector comes
+    down to it (`bluesky_cdinn.goniometer`): the axis that rocks the sample, turned by the circles outside of
+    it, and three directions of the detector.
 
     Parameters
     ----------
@@ -72,7 +75,7 @@ class Geometry:
     pixel_size_um
         (row, column) pitch.
     detector_angles_deg
-        (delta, gamma) of the arm.
+        (delta, gamma): where the arm points, turned by delta about y and inside of it by gamma upwards.
     beam_centre_px
         (row, column) where the arm's axis meets the detector.
     rocking_axis
@@ -81,6 +84,13 @@ class Geometry:
         Miller indices, where known.
     lattice_nm
         Cubic lattice parameter, where known.
+    detector_axes
+        Unit vectors in the lab along which the row number rises, the column number rises, and the arm
+        points; None for a detector that the arm carries with its rows downwards, along -y at (0, 0), and
+        its columns along +x.
+    scanned
+        What is stepped from frame to frame: the rocking angle, or with the sample at rest the photon
+        energy, whose value at the centre is then ``energy_keV``.
     """
 
     energy_keV: float
@@ -88,9 +98,11 @@ class Geometry:
     pixel_size_um: tuple[float, float]
     detector_angles_deg: tuple[float, float]
     beam_centre_px: tuple[float, float]
-    rocking_axis: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    rocking_axis: Vector = (0.0, 1.0, 0.0)
     reflection: tuple[int, int, int] | None = None
     lattice_nm: float | None = None
+    detector_axes: tuple[Vector, Vector, Vector] | None = None
+    scanned: Scanned = "angle"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +117,7 @@ class RockingCurve:
         Counts: either an array (points, rows, columns) of any real dtype, or one
         `FrameReference` a point, to be read where the computing is done.
     angles_deg
-        Rocking-angle readback, float64 (points,).
+        Rocking-angle readback, float64 (points,); of an energy scan the photon energy, keV.
     count_time_s
         Exposure of each point, float64 (points,); None where nothing says it.
     monitor
@@ -121,7 +133,8 @@ class RockingCurve:
     expected_points
         How many points the plan announced, None where it did not.
     planned_deg
-        The angles that the plan announced, in any order, float64 (angles,); None where it did not.
+        The angles, or energies, that the plan announced, in any order, float64 (angles,); None where it did
+        not.
     metadata
         What the start document says beside (sample, operator, plan arguments, ...).
     """
@@ -160,13 +173,17 @@ class DiffractionVolume:
     valid
         True where measured and trusted, bool, the same shape.
     angles_deg
-        Of each slice, rising, float64 (rocking,); None for a volume that came without.
+        Of each slice, rising, float64 (rocking,), or its photon energy, keV (`Geometry.scanned`); None for
+        a volume that came without.
     geometry
         None keeps results in voxel units.
     window
         First (slice, row, column) of this volume in the measured one.
     history
         Every step that made it, in order, each a flat mapping with a "step" key: its provenance.
+    flat_about
+        (angle, row, column) that the volume was made a lattice about (`bluesky_cdinn.curvature`): its
+        voxels lie in reciprocal space as the bases there say, exactly. None as measured: frames are curved.
     """
 
     intensity: NDArray[np.float32]
@@ -175,6 +192,7 @@ class DiffractionVolume:
     geometry: Geometry | None = None
     window: tuple[int, int, int] = (0, 0, 0)
     history: tuple[Mapping[str, Any], ...] = ()
+    flat_about: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.intensity.ndim != 3:

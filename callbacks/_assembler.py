@@ -15,11 +15,13 @@ from bluesky_cdinn.callbacks._assets import (
     stored_numbers,
     stream_frames,
 )
+from bluesky_cdinn.callbacks._circles import circle_readings
 from bluesky_cdinn.callbacks._documents import BASELINE, RunDocuments, understood
 from bluesky_cdinn.callbacks._frames import frame_array, in_pieces
 from bluesky_cdinn.callbacks._keys import (
     COUNT_TIME_NAMES,
     DEGREES,
+    ENERGIES,
     SECONDS,
     Stream,
     angle_key,
@@ -31,7 +33,8 @@ from bluesky_cdinn.callbacks._keys import (
 )
 from bluesky_cdinn.callbacks._planned import planned_angles
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
-from bluesky_cdinn.geometry import geometry_from
+from bluesky_cdinn.geometry_metadata import CIRCLES, WORDS, geometry_from
+from bluesky_cdinn.goniometer import Beamline, load_beamline
 from bluesky_cdinn.growing import CurveInPieces
 from bluesky_cdinn.records import FrameReference, Geometry, RockingCurve
 
@@ -143,7 +146,8 @@ class RockingCurveAssembler:
             )
         name, detector = frame_key(streams, self._cdi("detector"))
         stream = streams[name]
-        angle = angle_key(stream, self._cdi("rocking_motor"), start.get("motors") or ())
+        motor = self._cdi("rocking_motor")
+        angle = angle_key(stream, motor, start.get("motors") or ())
         points = list(self._points(name, detector, angle))
         if len(points) < MIN_POINTS:
             raise IncompleteScan(
@@ -155,7 +159,7 @@ class RockingCurveAssembler:
         readings = [point for point, _, _ in points]
         count_time = self._count_time(stream, detector, readings)
         monitor_key = readback_key(stream, str(self._cdi("monitor")))
-        cdi, geometry, missing = self._geometry(start, stream, detector)
+        cdi, geometry, missing = self._geometry(start, stream, detector, angle, degrees)
         expected = start.get("num_points")
         rest = {
             "angles_deg": np.repeat(degrees, repeats),
@@ -169,9 +173,7 @@ class RockingCurveAssembler:
             "scan_id": start.get("scan_id"),
             "exit_status": self._exit_status(),
             "expected_points": expected * max(repeats) if isinstance(expected, int) else None,
-            "planned_deg": planned_angles(
-                start, self._cdi("rocking_motor"), stream.scale(angle, DEGREES), degrees
-            ),
+            "planned_deg": planned_angles(start, motor, self._unit(stream, angle), degrees),
             "metadata": {**{k: v for k, v in start.items() if k not in ("uid", "scan_id")}, "cdi": cdi},
         }
         return CurveInPieces(frames, rest)
@@ -180,13 +182,21 @@ class RockingCurveAssembler:
         said = self._run.cdi(name)
         return self._defaults.get(name) if said is None else said
 
+    def _unit(self, stream: Stream, angle: str) -> float:
+        """Return the factor from the scanned motor's unit to deg, or in an energy scan to keV."""
+        return stream.scale(angle, ENERGIES if self._scans_energy(stream, angle) else DEGREES)
+
+    def _scans_energy(self, stream: Stream, angle: str) -> bool:
+        said = self._cdi("scanned")
+        return said == "energy" if said is not None else stream.is_energy(angle)
+
     def _exit_status(self) -> str:
         return "unfinished" if self._run.stop is None else str(self._run.stop.get("exit_status", "success"))
 
     def _points(self, name: str, detector: str, angle: str) -> Iterator[tuple[Mapping[str, Any], float, Any]]:
         """Yield (readings, angle in deg, frame) of each point that is whole."""
         stream, external = self._run.streams[name], self._external(name, detector)
-        unit = stream.scale(angle, DEGREES)
+        unit = self._unit(stream, angle)
         events = self._run.points.get(name, {})
         # A fly scan has its angles, like its frames, in files, and may have no event.
         angles = stored_numbers(self._external(name, angle)) if stream.is_external(angle) else {}
@@ -236,24 +246,44 @@ class RockingCurveAssembler:
         return read_datum(resource, datum, self._readers) if datum and resource else None
 
     def _geometry(
-        self, start: Mapping[str, Any], stream: Stream, detector: str
+        self, start: Mapping[str, Any], stream: Stream, detector: str, angle: str, degrees: NDArray[Any]
     ) -> tuple[dict[str, Any], Geometry | None, tuple[str, ...]]:
         baseline = next(iter(self._run.points.get(BASELINE, {}).values()), {})
         devices = [*detector_first(stream, detector), (BASELINE, baseline)]
         values = {key: value for _, readings in devices for key, value in readings.items()}
         read = geometry_readings(devices)
         # A cdi entry may name a device's key instead of a value: {"energy_keV": "mono_energy"}.
-        said, filled = (
-            {k: values.get(v, v) if isinstance(v, str) else v for k, v in layer.items()}
-            for layer in (start.get("cdi", {}), self._defaults)
-        )
-        cdi = {**filled, **read, **said}
+        said, filled = (_looked_up(layer, values) for layer in (start.get("cdi", {}), self._defaults))
+        scan: dict[str, Any] = {}
+        if self._scans_energy(stream, angle):
+            scan = {"scanned": "energy", "energy_keV": float(np.median(degrees))}
         try:
-            return cdi, *geometry_from(said, read, filled)
+            name = self._cdi("beamline")
+            if name is not None:
+                read |= self._circles(load_beamline(name), stream, devices, angle)
+            cdi = {**filled, **read, **said, **scan}
+            return cdi, *geometry_from(scan, said, read, filled)
         except InvalidInput as error:
             # The crystal can still be reconstructed in voxel units.
             logger.warning("the geometry can't be used: %s", error)
-            return cdi, None, (str(error),)
+            return {**filled, **read, **said, **scan}, None, (str(error),)
+
+    def _circles(
+        self,
+        beamline: Beamline,
+        stream: Stream,
+        devices: Sequence[tuple[str, Mapping[str, Any]]],
+        angle: str,
+    ) -> dict[str, Any]:
+        """Return which circle is rocked, and where all stood: read with the points, before them, or set."""
+        name = next(name for name, known in self._run.streams.items() if known is stream)
+        first = next(iter(self._run.points.get(name, {}).values()), {})
+        said = [(stream, first)]
+        said += [(self._run.streams.get(name, stream), readings) for name, readings in devices[::-1]]
+        read: dict[str, Any] = {"rocking_motor": angle, CIRCLES: circle_readings(beamline, said)}
+        motors = (angle, str(self._cdi("rocking_motor")))
+        rocked = next((circle for motor in motors if (circle := beamline.rocked_by(motor))), None)
+        return read if rocked is None else read | {"rocking_circle": rocked.name}
 
     def _count_time(
         self, stream: Stream, detector: str, readings: Sequence[Mapping[str, Any]]
@@ -272,6 +302,15 @@ class RockingCurveAssembler:
     def _said(self, name: str) -> Any:
         value = self._cdi(name)
         return (self._run.start or {}).get(name) if value is None else value
+
+
+def _looked_up(layer: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry's layer with the values of the devices' keys that it names; names stay names."""
+    found = {k: values.get(v, v) if isinstance(v, str) and k not in WORDS else v for k, v in layer.items()}
+    circles = found.get(CIRCLES)
+    if isinstance(circles, Mapping):
+        found[CIRCLES] = _looked_up(circles, values)
+    return found
 
 
 def _last_number(datum: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.goniometer import is_called
 from bluesky_cdinn.records import Geometry
 
 COUNT_TIME_NAMES = ("count_time_s", "count_time", "acquire_time", "exposure_time", "preset_time", "exposure")
@@ -18,6 +19,7 @@ GEOMETRY_NAMES = tuple(f.name for f in fields(Geometry))
 DEGREES = {"deg": 1.0, "mdeg": 1e-3, "udeg": 1e-6} | {
     prefix + "rad": factor * 180 / math.pi for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6))
 }
+ENERGIES = {"keV": 1.0, "eV": 1e-3, "MeV": 1e3}
 SECONDS = {
     prefix + name: factor
     for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6), ("n", 1e-9))
@@ -79,6 +81,10 @@ class Stream:
         described = self.data_keys.get(key) or self.configuration_keys.get(key) or {}
         name = str(described.get("units") or "").strip().replace("\N{MICRO SIGN}", "u")
         return units.get(name, units.get(name.lower().removesuffix("s").removesuffix("ree"), 1.0))
+
+    def is_energy(self, key: str) -> bool:
+        """Whether a data key is described in a unit of photon energy."""
+        return str(self.data_keys.get(key, {}).get("units") or "").strip() in ENERGIES
 
 
 def frame_key(streams: Mapping[str, Stream], wanted: str | None) -> tuple[str, str]:
@@ -176,8 +182,3 @@ def detector_first(stream: Stream, detector: str) -> Iterator[tuple[str, Mapping
     """Yield the configuration of each device, the detector's before the others'."""
     owner = stream.owner(detector)
     yield from sorted(stream.configuration.items(), key=lambda item: item[0] != owner)
-
-
-def is_called(key: str, name: str) -> bool:
-    """Whether a key is a name, or ends with it after a separator."""
-    return key == name or (key.endswith(name) and key[-len(name) - 1] in "_-.:")

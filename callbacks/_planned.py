@@ -41,7 +41,9 @@ def planned_angles(
     try:
         announced = start.get("cdi", {}).get("planned_deg")
         if announced is not None:
+            # Whoever writes it may not know in which unit the motor is read.
             angles = _evenly(*announced)
+            angles = angles if _fits(angles, measured_deg) else angles * unit_deg
         else:
             angles = _pattern(start, motor)
             if angles is not None:

@@ -165,7 +165,7 @@ def test_rocking_about_the_bragg_vector_is_refused():
     axis = tuple(bragg_vector(GOLD) / np.linalg.norm(bragg_vector(GOLD)))
     with pytest.raises(InvalidInput, match="stays on it; check rocking_axis"):
         reciprocal_basis(replace(GOLD, rocking_axis=axis), 0.01)
-    with pytest.raises(InvalidInput, match="step_deg must be above 0"):
+    with pytest.raises(InvalidInput, match="the step must be above 0"):
         reciprocal_basis(GOLD, -0.01)
 
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,6 +18,7 @@ from ophyd.signal import InternalSignal
 from ophyd.status import Status
 
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.geometry_metadata import quantities
 from bluesky_cdinn.records import Geometry
 from bluesky_cdinn.sim.delivery import DeliveryName, FrameFormat, make_delivery
 from bluesky_cdinn.sim.stage import RockingStage
@@ -85,7 +86,7 @@ class SimulatedAreaDetector(Device):
     ``{name}_count_time`` and the geometry under the names of the start document's ``cdi`` mapping:
     ``{name}_energy_keV``, ``{name}_detector_distance_m``, ``{name}_pixel_size_um``,
     ``{name}_detector_angles_deg``, ``{name}_beam_centre_px``, ``{name}_rocking_axis`` and, where known,
-    ``{name}_reflection`` and ``{name}_lattice_nm``.
+    ``{name}_detector_axes``, ``{name}_reflection`` and ``{name}_lattice_nm``.
 
     Parameters
     ----------
@@ -230,10 +231,8 @@ class SimulatedAreaDetector(Device):
         yield from self._delivery.collect_asset_docs()
 
     def _geometry_items(self) -> Iterator[tuple[str, float | list[float]]]:
-        for known in fields(Geometry):
-            value = getattr(self.source.geometry, known.name)
-            if value is not None:
-                yield f"{self.name}_{known.name}", list(value) if isinstance(value, tuple) else float(value)
+        for name, value in quantities(self.source.geometry).items():
+            yield f"{self.name}_{name}", value
 
     def _expose(self, exposure: _Exposure) -> None:
         """Make one exposure, in its own thread."""

@@ -9,7 +9,6 @@ require.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,6 +30,7 @@ from ophyd_async.core import (
     soft_signal_rw,
 )
 
+from bluesky_cdinn.geometry_metadata import quantities
 from bluesky_cdinn.records import Geometry
 from bluesky_cdinn.sim.area_detector import FrameSource
 from bluesky_cdinn.sim.frame_file import ANGLES, DATASET, FrameFile
@@ -65,15 +65,12 @@ class CrystalDetector(StandardDetector):
 
     def _geometry_signals(self, geometry: Geometry) -> list[SignalR[Any]]:
         signals: list[SignalR[Any]] = []
-        for known in fields(Geometry):
-            value = getattr(geometry, known.name)
-            if isinstance(value, tuple):
-                signals.append(soft_signal_r_and_setter(Array1D[np.float64], np.asarray(value, float))[0])
-            elif value is not None:
-                signals.append(soft_signal_r_and_setter(float, value)[0])
+        for name, value in quantities(geometry).items():
+            if isinstance(value, list):
+                signals.append(soft_signal_r_and_setter(Array1D[np.float64], np.asarray(value))[0])
             else:
-                continue
-            setattr(self, known.name, signals[-1])
+                signals.append(soft_signal_r_and_setter(float, value)[0])
+            setattr(self, name, signals[-1])
         return signals
 
 

@@ -87,7 +87,7 @@ class CrystalInBeam:
     peak_rate
         Counts a second in a pixel on the Bragg peak's maximum.
     centre_deg
-        Position of the rocking stage at which the crystal is in the Bragg condition.
+        Position of the rocking stage, or monochromator, at which the crystal is in the Bragg condition.
     seed
         Of the photons.
     """
@@ -132,7 +132,7 @@ def simulated_beamline(
     seed: int = 0,
     cdi: Mapping[str, Any] | None = None,
 ) -> tuple[SimulatedAreaDetector, RockingStage]:
-    """Return a detector ``det`` and a rocking stage ``theta`` that look at one crystal.
+    """Return a detector ``det`` and a rocking stage ``theta``, or a monochromator, that look at one crystal.
 
     ``RE(rocking_scan(det, theta, -0.35, 0.35, 64))`` measures the default crystal, oversampled three to
     four times on each axis. What there is to find stays in ``det.source.crystal``.
@@ -142,7 +142,7 @@ def simulated_beamline(
     crystal
         None takes a random one.
     geometry
-        None takes `gold_geometry`.
+        Any; None takes `gold_geometry`. One whose energy is scanned gives a stage ``energy``, in keV.
     detector
         None takes 128 x 128 pixels with background and a few dead and hot ones.
     size_nm, phase_range_rad
@@ -165,14 +165,26 @@ def simulated_beamline(
         detector = random_detector(detector_rng, (128, 128), gap=False)
     if geometry is None:
         geometry = gold_geometry(detector.shape)
-    theta = RockingStage(name="theta", time_scale=time_scale)
+    stage, centre = _stage(geometry, time_scale)
     det = SimulatedAreaDetector(
         name="det",
-        source=CrystalInBeam(crystal, geometry, detector, peak_rate=peak_rate, seed=seed),
-        stage=theta,
+        source=CrystalInBeam(crystal, geometry, detector, peak_rate=peak_rate, centre_deg=centre, seed=seed),
+        stage=stage,
         delivery=delivery,
         directory=directory,
         time_scale=time_scale,
         cdi={"sample": f"simulated gold nanocrystal {seed}", **(cdi or {})},
     )
-    return det, theta
+    return det, stage
+
+
+def _stage(geometry: Geometry, time_scale: float) -> tuple[RockingStage, float]:
+    """Return what is scanned, and where it stands on the peak."""
+    if geometry.scanned == "angle":
+        return RockingStage(name="theta", time_scale=time_scale), 0.0
+    energy = geometry.energy_keV
+    limits = (0.5 * energy, 1.5 * energy)
+    stage = RockingStage(
+        name="energy", limits_deg=limits, initial_deg=energy, time_scale=time_scale, egu="keV"
+    )
+    return stage, energy

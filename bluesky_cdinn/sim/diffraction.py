@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import signal
 
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.geometry import bragg_vector, detector_frame, scattering_vectors
+from bluesky_cdinn.geometry import bragg_vector, detector_frame, reciprocal_basis, scattering_vectors
 from bluesky_cdinn.records import Geometry
 from bluesky_cdinn.sim.crystal import Crystal, sample
 
@@ -120,8 +120,8 @@ class Diffraction:
     shape
         Detector (rows, columns).
     half_range_deg
-        Rocking offsets up to here are exact; beyond, the tails lose accuracy and then are cut off. As
-        far along the rocking curve as the detector sees along its rows if None.
+        Rocking offsets, or an energy scan's in keV, up to here are exact; beyond, the tails lose accuracy
+        and then are cut off. As far along the rocking curve as the detector sees along its rows if None.
     bragg
         The crystal's Bragg vector, 1/nm, float64 (3,); the one that diffracts onto the beam centre if None.
 
@@ -145,12 +145,13 @@ class Diffraction:
         self.bragg = bragg_vector(geometry) if bragg is None else np.asarray(bragg, dtype=float)
         self._rows, self._columns = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
         frame = self._vectors(np.zeros(1))
+        columns, up, _ = detector_frame(geometry)
         if half_range_deg is None:
-            swept = np.linalg.norm(np.cross(geometry.rocking_axis, self.bragg))
-            half_range_deg = float(np.degrees(np.ptp(frame @ detector_frame(geometry)[1]) / 2 / swept))
+            swept = np.linalg.norm(reciprocal_basis(geometry, 1.0)[:, 0])
+            half_range_deg = float(np.ptp(frame @ up) / 2 / swept)
         rocked = self._vectors(np.array([-half_range_deg, 0.0, half_range_deg]))
-        # The detector's axes: along the third, the beam's, a frame is nearly flat.
-        axes = detector_frame(geometry)
+        # The detector's axes: along the third, across it, a frame is nearly flat.
+        axes = np.array([columns, up, np.cross(columns, up)])
         reach = np.abs(rocked @ axes.T).reshape(-1, 3).max(axis=0)
         self._sampled = SampledCrystal.reaching(crystal, axes, reach)
         self.half_range_deg = half_range_deg

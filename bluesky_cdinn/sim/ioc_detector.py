@@ -8,12 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_cdinn.geometry_metadata import quantities
 from bluesky_cdinn.records import Geometry
 from bluesky_cdinn.sim.area_detector import FrameSource
 from bluesky_cdinn.sim.ioc_hdf5 import HDF5Plugin, plugin
@@ -107,11 +107,8 @@ class AreaDetector:
 def geometry_records(prefix: str, geometry: Geometry) -> Records:
     """Return the records that say how beam, crystal and detector stand, one for each known field."""
     records = Records(prefix)
-    for known in fields(Geometry):
-        value = getattr(geometry, known.name)
-        if value is not None:
-            floats = [float(v) for v in value] if isinstance(value, tuple) else float(value)
-            records.add(known.name, floats)
+    for name, value in quantities(geometry).items():
+        records.add(name, value)
     return records
 
 

@@ -54,6 +54,8 @@ class RockingStage(Device):
         Where it stands at first.
     seed
         Of the jitter.
+    egu
+        Unit of everything above that is in deg: "keV" makes it a monochromator.
     """
 
     SUB_READBACK = "readback"
@@ -63,7 +65,6 @@ class RockingStage(Device):
     velocity = Component(Signal, value=0.5, kind=Kind.config)
     settle_time = Component(Signal, value=0.0, kind=Kind.config)
 
-    egu = "deg"
     precision = 5
 
     def __init__(
@@ -78,6 +79,7 @@ class RockingStage(Device):
         time_scale: float = 1.0,
         initial_deg: float = 0.0,
         seed: int = 0,
+        egu: str = "deg",
         **kwargs: Any,
     ) -> None:
         if not limits_deg[0] < limits_deg[1]:
@@ -86,6 +88,7 @@ class RockingStage(Device):
             raise InvalidInput(f"time_scale must not be negative, got {time_scale}")
         super().__init__(prefix, name=name, **kwargs)
         self.limits = (float(limits_deg[0]), float(limits_deg[1]))
+        self.egu = egu
         self._jitter_deg = jitter_deg
         self._time_scale = time_scale
         self._rng = np.random.default_rng(seed)
@@ -119,7 +122,7 @@ class RockingStage(Device):
         """Raise `LimitError` for a target that isn't within the limits, or isn't a number."""
         low, high = self.limits
         if not low <= value <= high:
-            raise LimitError(f"{self.name} must stay between {low} and {high} deg, got {value}")
+            raise LimitError(f"{self.name} must stay between {low} and {high} {self.egu}, got {value}")
 
     def locate(self) -> Location[float]:
         """Return where the stage was sent and where it is, deg."""
