@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_cdinn import cli_backfill, cli_ioc, cli_training, cli_watch, cli_worker
+from bluesky_cdinn import cli_backfill, cli_beamlines, cli_ioc, cli_training, cli_watch, cli_worker
 from bluesky_cdinn import cli_options as options
 from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
@@ -271,6 +271,7 @@ app.add_typer(cli_backfill.app)
 app.add_typer(cli_worker.app)
 app.add_typer(cli_ioc.app)
 app.add_typer(cli_watch.app)
+app.add_typer(cli_beamlines.app)
 
 if __name__ == "__main__":
     app()

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
+from bluesky_cdinn.uneven import fitted_shares, is_even
 
 MIN_SLICES = 3
 
@@ -13,6 +14,9 @@ MIN_SLICES = 3
 NEAR = 0.25
 # Between frames that are further apart than this a slice was not measured, rather than interpolated.
 BRACKET = 1.5
+
+# In mean steps: a step this long leaves something unmeasured.
+GAP = 2.0
 
 # Slices for each frame: more of them mean that an angle is wrong, not that frames are missing.
 SPARSEST = 20
@@ -66,6 +70,12 @@ def rocking_grid(angles_deg: ArrayLike) -> tuple[float, float, int]:
             f"{angles[-1]:g} deg with steps of {median:g} deg"
         )
     slope, offset = np.polyfit(places, angles, 1)
+    if not is_even((angles - offset) / slope):
+        apart = steps[steps > NEAR * median]
+        mean = float(apart.sum() / len(apart))
+        # Uneven steps without a gap: as many slices as there are angles.
+        if apart.max() < GAP * mean:
+            return float(angles[0]), mean, len(apart) + 1
     first = round((angles[0] - offset) / slope)
     last = round((angles[-1] - offset) / slope)
     return float(offset + slope * first), float(slope), last - first + 1
@@ -101,11 +111,14 @@ def planned_grid(angles_deg: ArrayLike, planned_deg: ArrayLike) -> tuple[float, 
     return first + offset * step, step, n
 
 
-def frame_shares(positions: NDArray[np.float64], n: int) -> list[Mapping[int, float]]:
+def frame_shares(
+    positions: NDArray[np.float64], n: int, exposures: NDArray[np.float64] | None = None
+) -> list[Mapping[int, float]]:
     """Return which frames make each slice, with what weight; an empty mapping where none does.
 
     A slice takes every frame that is near it; without one it is interpolated between the frames on either
-    side, if these are no further apart than slices that were measured one after the other.
+    side, if these are no further apart than slices that were measured one after the other. Frames that lie
+    off the grid by more than a motor's jitter are fitted instead (`bluesky_cdinn.uneven`).
 
     Parameters
     ----------
@@ -113,6 +126,8 @@ def frame_shares(positions: NDArray[np.float64], n: int) -> list[Mapping[int, fl
         Of the frames, in slices.
     n
         How many slices.
+    exposures
+        Of the frames; all the same where not given.
     """
     order = np.argsort(positions, kind="stable")
     sorted_positions = positions[order]
@@ -127,4 +142,9 @@ def frame_shares(positions: NDArray[np.float64], n: int) -> list[Mapping[int, fl
             shares.append({int(order[low - 1]): 1 - share, int(order[low]): share})
         else:
             shares.append({})
-    return shares
+    if is_even(positions):
+        return shares
+    measured = np.array([bool(share) for share in shares])
+    # A frame between two slices of which neither is measured otherwise measures the nearer one.
+    measured[np.clip(np.rint(positions).astype(int), 0, n - 1)] = True
+    return fitted_shares(positions, np.ones(len(positions)) if exposures is None else exposures, measured)

@@ -152,12 +152,13 @@ class VolumeBuilder:
         if not len(lit):
             raise IncompleteScan(f"a volume needs frames taken with beam, got none among {len(self)}")
         first, step, n = planned_grid(angles[lit], self._planned)
-        shares = frame_shares((angles[lit] - first) / step, n)
+        shares = frame_shares((angles[lit] - first) / step, n, exposure[lit])
         flagged = self._always_negative(lit)
         intensity = np.zeros((n, *self._frames[0].shape), np.float32)
         valid = np.zeros(intensity.shape, np.bool_)
         usual = _usual_exposure(shares, exposure[lit])
         scales, negative = [], 0
+        unit = "keV" if self._geometry is not None and self._geometry.scanned == "energy" else "deg"
         for index, share in enumerate(shares):
             if share:
                 frames = [
@@ -178,8 +179,8 @@ class VolumeBuilder:
                     "points": len(self._frames),
                     "points_without_beam": len(self._frames) - len(lit),
                     "slices": n,
-                    "first_deg": first,
-                    "step_deg": step,
+                    f"first_{unit}": first,
+                    f"step_{unit}": step,
                     "merged_points": sum(len(share) - 1 for share in shares if _is_direct(share)),
                     "interpolated_slices": sum(bool(share) and not _is_direct(share) for share in shares),
                     "unmeasured_slices": sum(not share for share in shares),
@@ -251,7 +252,7 @@ def _slice(
         exposures += (weight * exposure) * good
         everywhere &= good
     # Between two slices both are needed; of repeats one will do.
-    valid = everywhere if any(weight < 1 for _, weight, _ in frames) else exposures > 0
+    valid = everywhere if any(weight != 1 for _, weight, _ in frames) else exposures > 0
     valid = valid if flagged is None else valid & ~flagged
     scaled = np.divide(usual * counts, exposures, out=np.zeros(shape), where=valid)
     negative = int(np.count_nonzero(scaled < 0))

@@ -154,7 +154,10 @@ def test_frames_between_slices_are_interpolated():
     assert step(volume)["interpolated_slices"] >= 1
     seen = volume.valid.all(axis=(1, 2))
     expected = np.stack([rate(a) for a in volume.angles_deg])
-    np.testing.assert_allclose(volume.intensity[seen], expected[seen], atol=10 * 0.3)
+    # A polynomial through neighbours makes a straight line exactly, whatever the common exposure.
+    ratio = volume.intensity[seen] / expected[seen]
+    np.testing.assert_allclose(ratio, ratio[0, 0, 0], rtol=1e-3)
+    assert 1.0 <= ratio[0, 0, 0] < 1.05
 
 
 def test_values_that_are_no_counts_are_not_trusted():
