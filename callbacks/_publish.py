@@ -1,11 +1,10 @@
 """The background thread that has scans reconstructed and their results written down."""
 
 import logging
-import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import replace
@@ -13,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from bluesky_cdinn.callbacks._scan import Scan
+from bluesky_cdinn.callbacks._steps import Steps
 from bluesky_cdinn.callbacks._subscribers import Subscribers
 from bluesky_cdinn.callbacks._updates import Updates
 from bluesky_cdinn.catalog import Catalog
@@ -27,8 +27,8 @@ from bluesky_cdinn.worker import ReconstructionWorker
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 30.0
-
-Step = Callable[[], None]
+_LOOK_EVERY_S = 0.1
+_POINTS = ("event", "event_page", "stream_datum")
 
 
 class Publisher:
@@ -42,8 +42,8 @@ class Publisher:
         self._catalog = catalog
         self._worker = worker
         self._max_waiting = settings.worker.max_pending
-        self._todo: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
-        self._updates = Updates(worker, settings.live, self._todo.put, self._show)
+        self._steps = Steps()
+        self._updates = Updates(worker, settings.live, self._steps.put, self._show)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._open: dict[Scan, Future[Reconstruction] | None] = {}
@@ -53,7 +53,10 @@ class Publisher:
     def take(self, scan: Scan, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document of a scan; quick, from the RunEngine's thread."""
         if not self._closed:
-            self._todo.put(partial(self._assemble, scan, name, doc))
+            scan.take(name, doc)
+            if name in _POINTS and not scan.to_be_looked_at:
+                scan.to_be_looked_at = True
+                self._steps.put(partial(self._look, scan))
             if self._thread is None:
                 self._start()
         if name == "stop":
@@ -62,18 +65,21 @@ class Publisher:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_work, args=(self._todo,), name="cdinn-publisher", daemon=True
-                )
+                self._thread = threading.Thread(target=self._steps.run, name="cdinn-publisher", daemon=True)
                 self._thread.start()
 
-    def _assemble(self, scan: Scan, name: str, doc: Mapping[str, Any]) -> None:
-        try:
-            scan.take(name, doc)
-        except Exception:
-            logger.exception("a document (%s) could not be understood; the scan goes on", name)
-        if name in ("event", "event_page", "stream_datum"):
-            self._updates.consider(scan)
+    def _look(self, scan: Scan) -> None:
+        if scan.assembler is None:
+            # It has ended meanwhile.
+            return
+        # Waking this thread takes the interpreter away from the RunEngine's: not for each point of a scan.
+        early_s = scan.looked_at + _LOOK_EVERY_S - time.monotonic()
+        if early_s > 0:
+            self._steps.put(partial(self._look, scan), early_s)
+            return
+        scan.to_be_looked_at = False
+        scan.looked_at = time.monotonic()
+        self._updates.consider(scan)
 
     def _hand_over(self, scan: Scan) -> None:
         with self._lock:
@@ -87,13 +93,13 @@ class Publisher:
                 refusal = _failure(scan, why)
             if refusal is not None:
                 # Its frames must not pile up in memory.
-                scan.assembler = None
+                scan.let_go()
             self._waiting += 1
             if self._closed:
                 # The queue may have nobody any more who empties it, and a plan may wait for the result.
                 threading.Thread(target=self._begin, args=(scan, refusal), daemon=True).start()
                 return
-            self._todo.put(partial(self._begin, scan, refusal))
+            self._steps.put(partial(self._begin, scan, refusal))
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the results of all scans that were handed over; False when that took longer."""
@@ -120,7 +126,7 @@ class Publisher:
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
         while self._open and time.monotonic() < deadline:
             self._settle(1.0)
-        self._todo.put(None)
+        self._steps.end()
         thread.join(max(0.0, deadline - time.monotonic()))
 
     def _settle(self, timeout: float | None) -> bool:
@@ -128,7 +134,7 @@ class Publisher:
         if self._thread is None or not self._thread.is_alive():
             return True
         reached = threading.Event()
-        self._todo.put(reached.set)
+        self._steps.put(reached.set)
         return reached.wait(timeout)
 
     def _begin(self, scan: Scan, refusal: Reconstruction | None) -> None:
@@ -143,7 +149,7 @@ class Publisher:
                 self._publish(scan, refusal or _failure(scan, "its documents were dropped"))
                 return
             job = self._worker.submit(scan.pieces())
-            scan.assembler = None
+            scan.let_go()
         except Exception as error:
             self._publish(scan, _failure(scan, reason_of(error)))
             return
@@ -152,7 +158,7 @@ class Publisher:
             closed = self._closed
         # Results are kept for long: they must not keep the job, and with it the scan.
         scan.result.add_done_callback(partial(_cancel, weakref.ref(job)))
-        job.add_done_callback(lambda done: self._todo.put(partial(self._end, scan, done)))
+        job.add_done_callback(lambda done: self._steps.put(partial(self._end, scan, done)))
         if closed:
             job.cancel()
 
@@ -190,7 +196,8 @@ class Publisher:
             logger.exception("the reconstruction of scan %s could not be stored", scan.uid)
             summary = ReconstructionSummary(raw_uid=scan.uid, status="failed", reason=reason_of(error))
         self._worker.forget(scan.uid)
-        scan.partial = scan.assembler = None
+        scan.partial = None
+        scan.let_go()
         with self._lock:
             self._open.pop(scan, None)
         logger.info("%s", summary)
@@ -198,16 +205,6 @@ class Publisher:
             scan.result.set_result(summary)
         if news:
             self.subscribers.tell(scan.processed.uid, news, head)
-
-
-def _work(todo: "queue.SimpleQueue[Step | None]") -> None:
-    while (step := todo.get()) is not None:
-        try:
-            step()
-        except Exception:
-            logger.exception("a step of publishing a reconstruction failed; the next ones go on")
-        # An idle thread must not keep the last scan's frames.
-        del step
 
 
 def _documents(scan: Scan, outcome: Reconstruction) -> tuple[list[Document], list[Document]]:

@@ -1,6 +1,8 @@
 """A scan between its start document and its result."""
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ from bluesky_cdinn.growing import CurveInPieces
 from bluesky_cdinn.processed_run import ProcessedRun
 from bluesky_cdinn.records import PartialResult
 from bluesky_cdinn.summary import ReconstructionSummary
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -28,16 +32,23 @@ class Scan:
         To come.
     partial
         The newest partial result while it runs.
+    looked_at
+        When it was last seen how far it is, s of the monotonic clock.
+    to_be_looked_at
+        Whether that has been asked for again.
     """
 
     start: Mapping[str, Any]
     assembler: RockingCurveAssembler | None
     result: Future[ReconstructionSummary] = field(default_factory=Future)
     partial: PartialResult | None = None
+    looked_at: float = -float("inf")
+    to_be_looked_at: bool = False
 
     def __post_init__(self) -> None:
         self.processed = ProcessedRun(self.start)
-        # Documents come in one thread, and the worker's takes what has come.
+        self._came: deque[tuple[str, Mapping[str, Any]]] = deque()
+        # The publisher's thread and the worker's look at what has come.
         self._lock = threading.Lock()
 
     @property
@@ -49,19 +60,13 @@ class Scan:
     def points(self) -> int:
         """How many points have been measured; 0 once the documents have gone."""
         with self._lock:
+            self._read()
             return self.assembler.points if self.assembler is not None else 0
 
     def take(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take one document.
-
-        Raises
-        ------
-        InvalidInput
-            It can't be understood.
-        """
-        with self._lock:
-            if self.assembler is not None:
-                self.assembler(name, doc)
+        """Take one document, unread: this is all that happens in the RunEngine's thread."""
+        if self.assembler is not None:
+            self._came.append((name, doc))
 
     def pieces(self) -> CurveInPieces:
         """Return what has been measured.
@@ -74,4 +79,20 @@ class Scan:
         with self._lock:
             if self.assembler is None:
                 raise IncompleteScan(f"the documents of scan {self.uid} have been let go")
+            self._read()
             return self.assembler.pieces()
+
+    def let_go(self) -> None:
+        """Drop the documents, which nobody needs any more."""
+        self.assembler = None
+        self._came.clear()
+
+    def _read(self) -> None:
+        while self._came:
+            name, doc = self._came.popleft()
+            if self.assembler is None:
+                continue
+            try:
+                self.assembler(name, doc)
+            except Exception:
+                logger.exception("a document (%s) could not be understood; the scan goes on", name)

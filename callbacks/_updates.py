@@ -1,7 +1,6 @@
 """When scans that run are looked at: each by one update at a time, of what is newest when its turn comes."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -29,8 +28,8 @@ class Followed:
     ----------
     job
         The update that was asked for and isn't done.
-    alarm
-        Wakes when the least time since the last one is over.
+    waiting
+        For the least time since the last one to be over.
     asked_at
         When that was, s of the monotonic clock.
     seen
@@ -40,7 +39,7 @@ class Followed:
     """
 
     job: Future[PartialResult] | None = None
-    alarm: threading.Timer | None = None
+    waiting: bool = False
     asked_at: float = -float("inf")
     seen: int = 0
     failures: int = 0
@@ -64,7 +63,7 @@ class Updates:
     settings
         How often, if at all.
     later
-        Has a step done in the publisher's thread.
+        Has a step done in the publisher's thread, after so many seconds.
     show
         Called there with each partial result.
     """
@@ -73,7 +72,7 @@ class Updates:
         self,
         worker: ReconstructionWorker,
         settings: LiveSettings,
-        later: Callable[[Callable[[], None]], None],
+        later: Callable[[Callable[[], None], float], None],
         show: Callable[[Scan, PartialResult], None],
     ) -> None:
         self._worker = worker
@@ -89,12 +88,11 @@ class Updates:
             return
         followed = self._followed.setdefault(scan, Followed())
         wait_s = followed.wait_s(scan.points, time.monotonic(), self._settings)
-        if wait_s is None or followed.alarm is not None:
+        if wait_s is None or followed.waiting:
             return
         if wait_s > 0:
-            followed.alarm = threading.Timer(wait_s, self._later, (partial(self._wake, scan),))
-            followed.alarm.daemon = True
-            followed.alarm.start()
+            followed.waiting = True
+            self._later(partial(self._wake, scan), wait_s)
         else:
             self._ask(scan, followed)
 
@@ -103,8 +101,6 @@ class Updates:
         followed = self._followed.pop(scan, None)
         if followed is None:
             return
-        if followed.alarm is not None:
-            followed.alarm.cancel()
         if followed.job is not None:
             followed.job.cancel()
 
@@ -117,7 +113,7 @@ class Updates:
     def _wake(self, scan: Scan) -> None:
         followed = self._followed.get(scan)
         if followed is not None:
-            followed.alarm = None
+            followed.waiting = False
             self.consider(scan)
 
     def _ask(self, scan: Scan, followed: Followed) -> None:
@@ -129,7 +125,7 @@ class Updates:
             followed.failures = FAILURES
             return
         followed.job = job
-        job.add_done_callback(lambda done: self._later(partial(self._done, scan, done)))
+        job.add_done_callback(lambda done: self._later(partial(self._done, scan, done), 0.0))
 
     def _done(self, scan: Scan, job: Future[PartialResult]) -> None:
         followed = self._followed.get(scan)

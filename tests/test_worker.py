@@ -209,8 +209,11 @@ def test_many_jobs_leak_neither_descriptors_nor_threads(jobs_on_path, tmp_path):
         for future in [worker.submit(curve()) for _ in range(50)]:
             future.result(60)
         worker.submit(curve("die once", marker=str(tmp_path / "died"))).result(60)
-        # Fewer it may be: other tests' threads end when they end.
-        assert all(now <= then for now, then in zip(held(), before, strict=True))
+        # A thread that was told to end takes a moment; and other tests' threads end when they end.
+        patience = time.monotonic() + 30
+        while any(now > then for now, then in zip(held(), before, strict=True)):
+            assert time.monotonic() < patience, (before, held())
+            time.sleep(0.05)
 
 
 def test_sending_a_large_scan_does_not_stall_other_threads(worker):

@@ -181,7 +181,8 @@ def test_hours_end_it_over_all_sessions(tmp_path, clock):
     _, rest = finish(tmp_path, steps=None, hours=hours, clock=clock, resume=True)
     assert rest[0].seconds > 0.3
     assert 0.5 < rest[-1].seconds < 1.2
-    assert 1 <= rest[-1].share < 2
+    # The clock is looked at once more after the last step.
+    assert 0.99 < rest[-1].share < 2
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
