@@ -43,6 +43,8 @@ _ARRAYS = {
     "reciprocal_basis": "1/nm",
     "q_vector": "1/nm",
     "resolution_curve": "",
+    "shell_correlation": "",
+    "intensity_slices": "",
     "progress": "",
 }
 # Many viewers can't show a complex array.

@@ -229,7 +229,7 @@ def update(
                 density, changed = change(density, earlier.density)
                 support = quality.half_level_support(density)
         with watch.stage("strain"):
-            physical = pipeline.physical_result(centred, density, support, numbers.pop("resolved", None))
+            physical = pipeline.physical_result(centred, density, support)
     numbers.pop("transfer", None)
     frame = earlier.frame if earlier is not None else Frame.around(support)
     amplitude, phase = preview(density, support, frame)

@@ -5,7 +5,7 @@ are phased on its central, coarse part; two that agree go up level by level to t
 fitted to the end, judged on voxels that no fit saw, and given its physical meaning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,19 +14,24 @@ import torch
 from numpy.typing import NDArray
 
 import bluesky_cdinn
-from bluesky_cdinn import phasing, quality
+from bluesky_cdinn import phasing, quality, resolution
+from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.errors import IncompleteScan, MissingMetadata
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
+from bluesky_cdinn.half_sets import half_sets
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, padded, pose, unpadded
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
+from bluesky_cdinn.preview import intensity_slices
 from bluesky_cdinn.records import DiffractionVolume, Reconstruction, RockingCurve
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.region import box_around_peak, cut
+from bluesky_cdinn.resolution import HalfSets
+from bluesky_cdinn.sampling import check_edges, check_oversampling, oversampling
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.strain import strain_field
@@ -108,7 +113,10 @@ def measured_volume(curve: RockingCurve, options: ReconstructionOptions) -> Diff
         name: field[box] if field.shape == whole else field for name, field in detector_fields(curve).items()
     }
     clean = prepare(measured, dark=fields.get("dark"), flat=fields.get("flat"))
-    return crop_around_peak(clean, options.max_shape or signal_window(clean.intensity, find_peak(clean)))
+    shape = options.max_shape or signal_window(clean.intensity, find_peak(clean))
+    if curve.exit_status == "unfinished":
+        return crop_around_peak(clean, shape)
+    return cropped_flat(check_edges(clean), shape)
 
 
 def reconstruct(
@@ -142,6 +150,7 @@ def reconstruct(
     """
     options = options or ReconstructionOptions()
     watch = Watch(progress, cancelled)
+    volume = check_edges(volume)
     device = choose_device(options.device)
     torch.set_num_threads(options.threads)
     with torch.no_grad():
@@ -157,20 +166,24 @@ def reconstruct(
             if options.refine:
                 best = phasing.settle(best, posed.full, watch)
             best = unpadded(best, centred.intensity.shape)
-            chi2 = misfit(best, centred)
+            chi2, slices = misfit(best, centred), compared_slices(best, centred)
+            halves = halved(solution.finalists, posed, centred, options.seed)
             confidence = quality.confidence(numbers.get("phase_spread_rad"), chi2)
     density, support = quality.canonical(
         to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
     )
     support &= quality.half_level_support(density)
+    sampled = oversampling(support) if support.any() else {}
     with watch.stage("strain"):
-        physical = physical_result(centred, density, support, numbers.pop("resolved", None))
+        physical = physical_result(centred, density, support)
+        curve, resolved = fineness(halves, density, support, physical)
     if any(roll):
         # Back to where the peak was: a shift of the pattern is a ramp of the object's phase.
         density = density * quality.ramp(density.shape, [-r for r in roll])
     transfer = numbers.pop("transfer", None)
     free_llk = numbers.pop("free_llk")
-    scalars = {**{k: float(v) for k, v in numbers.items()}, **physical.pop("scalars", {})}
+    scalars = {**{k: float(v) for k, v in numbers.items()}, **sampled, **physical.pop("scalars", {})}
+    scalars |= resolved
     return Reconstruction(
         density=density,
         support=support,
@@ -182,9 +195,14 @@ def reconstruct(
         timings_s=watch.timings,
         scalars=scalars,
         resolution_curve=transfer,
+        shell_correlation=curve,
+        intensity_slices=slices,
         progress=np.asarray(watch.chi2, dtype=np.float32),
         parameters={**parameters(options, posed.working, device), **solution.origin},
-        history=(*volume.history, {"step": "reconstruct", "roll": list(roll)}),
+        history=(
+            *volume.history,
+            {"step": "reconstruct", "roll": list(roll), "warnings": check_oversampling(sampled)},
+        ),
         **physical,
     )
 
@@ -303,7 +321,7 @@ def network_guess(
 
 
 def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any]:
-    """Return free_llk and, from several finalists, their agreement, PRTF and its cut-off."""
+    """Return free_llk and, from several finalists, their agreement and PRTF."""
     field = propagate(to_centre(best.density))
     counts = to_centre(full.magnitude).square()
     held_out = None if full.held_out is None else to_centre(full.held_out)
@@ -313,7 +331,6 @@ def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any
         first, *others = to_centre(finalists.density).cpu().numpy()
         aligned = [first, *(quality.align(other, first) for other in others)]
         numbers["transfer"] = quality.phase_retrieval_transfer(aligned)
-        numbers["resolved"] = quality.resolved_frequency(numbers["transfer"])
         numbers["agreement"] = quality.similarity(aligned[1], first)
         numbers["phase_spread_rad"] = quality.phase_difference(aligned[1], first)
     return numbers
@@ -327,11 +344,46 @@ def misfit(best: Objects, volume: DiffractionVolume) -> float:
     return float(amplitude_loss(field, torch.from_numpy(magnitude).to(field.device), valid)[0])
 
 
+def compared_slices(best: Objects, volume: DiffractionVolume) -> NDArray[np.float32]:
+    """Return central slices of what was measured and of the first object's intensity."""
+    model = propagate(to_centre(best.density[:1])).abs().square()[0].cpu().numpy()
+    return intensity_slices(volume.intensity, volume.valid, model)
+
+
+def halved(finalists: Objects, posed: Posed, volume: DiffractionVolume, seed: int) -> HalfSets | None:
+    """Return the crystal from two halves of the counts; None from a single finalist."""
+    if len(finalists.density) < 2:
+        return None
+    whole = posed.full.magnitude.shape
+    share = tuple(n / m for n, m in zip(volume.intensity.shape, whole, strict=True))
+    return half_sets(finalists, posed.working.measurement, share, seed)
+
+
+def fineness(
+    halves: HalfSets | None,
+    density: NDArray[np.complex64],
+    support: NDArray[np.bool_],
+    physical: Mapping[str, Any],
+) -> tuple[NDArray[np.float32] | None, dict[str, float]]:
+    """Return the estimated correlation with the truth by shell, and the numbers of resolution and edge.
+
+    ``physical`` is as from `physical_result`.
+    """
+    reciprocal, q_vector = physical.get("reciprocal_basis"), physical.get("q_vector")
+    curve, scalars = None, {}
+    if halves is not None:
+        if reciprocal is not None:
+            reciprocal = reciprocal * np.divide(density.shape, halves.counts.shape)
+        curve, scalars = resolution.resolutions(halves, reciprocal, q_vector)
+    if q_vector is not None:
+        scalars |= resolution.edge_widths(density, support, physical["direct_basis"], q_vector)
+    return curve, scalars
+
+
 def physical_result(
     volume: DiffractionVolume,
     density: NDArray[np.complex64],
     support: NDArray[np.bool_],
-    resolved: float | None,
 ) -> dict[str, Any]:
     """Return the fields of a `Reconstruction` that need the geometry: none of them without it."""
     try:
@@ -341,18 +393,13 @@ def physical_result(
     if not support.any():
         return {"direct_basis": direct, "reciprocal_basis": reciprocal, "q_vector": q_vector}
     strained = strain_field(density, support, direct, q_vector)
-    scalars = dict(strained.scalars)
-    if resolved is not None:
-        # Half a period at the frequency where the starts part, in voxels of the volume's mean direct edge.
-        voxel_nm = abs(np.linalg.det(direct)) ** (1 / 3)
-        scalars["resolution_nm"] = float(voxel_nm / (2 * resolved))
     return {
         "direct_basis": direct,
         "reciprocal_basis": reciprocal,
         "q_vector": strained.q_vector,
         "displacement": strained.displacement,
         "strain": strained.strain,
-        "scalars": scalars,
+        "scalars": dict(strained.scalars),
     }
 
 

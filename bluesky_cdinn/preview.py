@@ -1,4 +1,4 @@
-"""Three small pictures of an object, of one shape throughout a scan."""
+"""Small pictures: slices of an object, of one shape throughout a scan, and of its diffraction."""
 
 from dataclasses import dataclass
 
@@ -63,3 +63,29 @@ def _shown(n: int, step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     distance = np.arange(n) - n // 2
     kept = np.flatnonzero((distance % step == 0) & (np.abs(distance) < SIDE // 2 * step))
     return kept, distance[kept] // step + SIDE // 2
+
+
+def intensity_slices(
+    measured: NDArray[np.float32], valid: NDArray[np.bool_], model: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the slices of two intensities through n // 2 across each axis.
+
+    Parameters
+    ----------
+    measured, valid, model
+        (n0, n1, n2), the peak at n // 2.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (2, 3, side, side), measured and model, n // 2 at side // 2; NaN where not valid, and beyond
+        the sides of a volume that is no cube.
+    """
+    side = max(measured.shape)
+    pictures = np.full((2, 3, side, side), np.nan, np.float32)
+    for picture, values in zip(pictures, (np.where(valid, measured, np.nan), model), strict=True):
+        for axis, n in enumerate(values.shape):
+            whole = values.take(n // 2, axis=axis)
+            rows, columns = (slice(side // 2 - m // 2, side // 2 - m // 2 + m) for m in whole.shape)
+            picture[axis, rows, columns] = whole
+    return pictures

@@ -283,6 +283,12 @@ class Reconstruction:
         a number that couldn't be computed is absent.
     resolution_curve
         PRTF by shell: float32 (2, shells), frequency (cycles a voxel) and value; None for a single start.
+    shell_correlation
+        Estimated correlation with the true crystal (`bluesky_cdinn.resolution`): float32 (2, shells),
+        frequency (cycles a voxel) and value; None for a single start.
+    intensity_slices
+        Through the peak across each axis, measured (NaN where not valid) and the model's, counts, float32
+        (2, 3, side, side); None where unknown.
     progress
         chi2 of the leading start by iteration, float32 (iterations,).
     raw_uid, scan_id
@@ -314,6 +320,8 @@ class Reconstruction:
     strain_sd: NDArray[np.float32] | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     resolution_curve: NDArray[np.float32] | None = None
+    shell_correlation: NDArray[np.float32] | None = None
+    intensity_slices: NDArray[np.float32] | None = None
     progress: NDArray[np.float32] | None = None
     raw_uid: str = ""
     scan_id: int | None = None
