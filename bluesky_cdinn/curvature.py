@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 
 # rms distance of the counts from the lattice, in voxels, from which on they are interpolated: what it does to
 # the phase was measured.
-MATTERS = 0.05
+MATTERS = 0.08
 # How many points of each axis the distance from the lattice is computed at; it is smooth in between.
 NODES = 13
 # To the lattice's point: each step leaves a thousandth of the distance.
@@ -80,7 +80,7 @@ def places_on_lattice(volume: DiffractionVolume) -> tuple[FloatArray, tuple[floa
         ndimage.zoom(each, [n / m for n, m in zip(shape, each.shape, strict=True)], order=1)
         for each in np.moveaxis(found - wanted, -1, 0)
     ]
-    return np.indices(shape) + np.array(off), about
+    return np.indices(shape).astype(np.float64) + np.array(off), about
 
 
 def curvature(volume: DiffractionVolume, places: FloatArray) -> float:

@@ -1,17 +1,19 @@
 """The simulated beamline as a whole: the physics that its defaults promise, seen through the devices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bluesky import RunEngine
 
 from bluesky_cdinn.callbacks import RockingCurveAssembler
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.geometry import bragg_vector, d_spacing, reciprocal_basis
+from bluesky_cdinn.geometry import bragg_vector, d_spacing, reciprocal_basis, volume_bases
 from bluesky_cdinn.plans import rocking_scan
 from bluesky_cdinn.sim.crystal import random_crystal
 from bluesky_cdinn.sim.detector_effects import DetectorModel
 from bluesky_cdinn.sim.devices import gold_geometry, simulated_beamline
-from bluesky_cdinn.volume import load_frames
+from bluesky_cdinn.volume import assemble, load_frames
 
 SCAN = (-0.35, 0.35, 64)
 
@@ -82,3 +84,41 @@ def test_saturation_shows():
     frame = det.source.frame(0.0, 1.0)
     assert frame.dtype == np.uint16
     assert (frame == 20_000).sum() > 4
+
+
+def scanned(geometry, limits, points=5):
+    """Return what a scan of a small crystal says, and the detector that saw it."""
+    detector = DetectorModel((32, 32))
+    crystal = random_crystal(np.random.default_rng(2), 150.0, 1.0)
+    det, stage = simulated_beamline(geometry=geometry, detector=detector, crystal=crystal, time_scale=0.0)
+    documents = RockingCurveAssembler()
+    RunEngine({})(rocking_scan(det, stage, *limits, points), documents)
+    return documents.curve(), det
+
+
+def test_any_detector_s_directions_go_through_the_documents():
+    axes = ((0.0, 0.0, 1.0), (0.0, -1.0, 0.0), (1.0, 0.0, 0.0))
+    geometry = replace(
+        gold_geometry((32, 32)),
+        detector_axes=axes,
+        detector_angles_deg=(90.0, 0.0),
+        rocking_axis=(1.0, 0.0, 0.0),
+    )
+    curve, _ = scanned(replace(geometry, energy_keV=9.0), (-0.1, 0.1))
+    assert curve.geometry == geometry
+    assert curve.missing == ()
+
+
+def test_an_energy_scan_is_measured_with_a_monochromator():
+    geometry = replace(gold_geometry((32, 32)), scanned="energy")
+    curve, det = scanned(geometry, (8.96, 9.04), 9)
+    assert curve.geometry == geometry
+    np.testing.assert_allclose(curve.angles_deg, np.linspace(8.96, 9.04, 9), atol=1e-6)
+    np.testing.assert_allclose(curve.planned_deg, curve.angles_deg, atol=1e-6)
+    counts = np.asarray(curve.frames).sum(axis=(1, 2), dtype=float)
+    assert counts.argmax() == 4
+    volume = assemble(curve)
+    assert volume.history[0]["step_keV"] == pytest.approx(0.01)
+    reciprocal, _, q = volume_bases(volume)
+    np.testing.assert_allclose(q, bragg_vector(geometry, (16, 16)), rtol=1e-6)
+    np.testing.assert_allclose(reciprocal[:, 0], 0.01 / 9.0 * q, rtol=1e-6)
