@@ -5,9 +5,10 @@
     python benchmarks/live.py --rounds 3 --scans 20  # a glance
 
 rate: points a second of a rocking scan with the live callback against the same scan without any, in turns,
-for frames in events and in an HDF5 stream, as fast as the devices go and at 20 ms a point. latency: from the
-raw stop document to the result, and to both runs in Tiled, with and without updates during the scan. memory:
-the RunEngine's process over a series of short scans. The tables go to results/live.md.
+for frames in events and in an HDF5 stream, as fast as the devices go and at 20 ms a point; and the CPU time
+that the session's process spends beside the RunEngine's thread, which other load blurs less. latency: from
+the raw stop document to the result, and to both runs in Tiled, with and without updates during the scan.
+memory: the RunEngine's process over a series of short scans. The tables go to results/live.md.
 """
 
 # ruff: noqa: E402
@@ -74,10 +75,10 @@ def catalog(folder: Path, **live: Any) -> Iterator[Catalog]:
         yield opened
 
 
-def points_a_second(
+def scan_cost(
     source: KnownFrames, points: int, delivery: DeliveryName, exposure_s: float, folder: Path, callback: Any
-) -> float:
-    """Measure one scan, from its start document to its stop document."""
+) -> tuple[float, float]:
+    """Return points a second, and CPU time beside the RunEngine's thread, ms a point; from start to stop."""
     theta = RockingStage(name="theta", time_scale=0.0)
     det = SimulatedAreaDetector(
         name="det",
@@ -91,10 +92,15 @@ def points_a_second(
     engine = RunEngine({})
     if callback is not None:
         engine.subscribe(callback)
-    times: dict[str, float] = {}
-    engine.subscribe(lambda name, _: times.setdefault(name, time.perf_counter()))
+    times: dict[str, tuple[float, float]] = {}
+
+    def look(name: str, _: Any) -> None:
+        times.setdefault(name, (time.perf_counter(), time.process_time() - time.thread_time()))
+
+    engine.subscribe(look)
     engine(rocking_scan(det, theta, -HALF_RANGE_DEG, HALF_RANGE_DEG, points))
-    return points / (times["stop"] - times["start"])
+    (began, beside), (ended, beside_then) = times["start"], times["stop"]
+    return points / (ended - began), 1e3 * (beside_then - beside) / points
 
 
 def rate_rows(points: int, side: int, rounds: int, folder: Path) -> list[list[str]]:
@@ -106,25 +112,25 @@ def rate_rows(points: int, side: int, rounds: int, folder: Path) -> list[list[st
         for delivery in ("event", "stream"):
             for exposure_s in (0.0, 0.02):
 
-                def scan(callback: Any, delivery=delivery, exposure_s=exposure_s) -> float:
-                    rate = points_a_second(source, points, delivery, exposure_s, folder, callback)
-                    # The next one must not meet the last one's reconstruction.
+                def scan(callback: Any, delivery=delivery, exposure_s=exposure_s) -> tuple[float, float]:
+                    cost = scan_cost(source, points, delivery, exposure_s, folder, callback)
+                    # The next one must not meet the last one's reconstruction, or its way into Tiled.
                     live.wait()
-                    return rate
+                    opened.flush(120)
+                    return cost
 
                 scan(live)
                 pairs = [
                     (scan(None), scan(live)) if turn % 2 else (scan(live), scan(None))[::-1]
                     for turn in range(rounds)
                 ]
-                ratios = sorted(with_it / without for without, with_it in pairs)
-                without, with_it = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+                ratios = sorted(with_it[0] / without[0] for without, with_it in pairs)
+                without, with_it = (np.median(costs, axis=0) for costs in zip(*pairs, strict=True))
                 pace = f"{1e3 * exposure_s:g} ms a point" if exposure_s else "as fast as it goes"
-                name = f"{delivery}, {pace}"
+                figures = [f"{without[0]:.1f}", f"{with_it[0]:.1f}", f"{statistics.median(ratios):.3f}"]
                 spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
-                rows.append(
-                    [name, f"{without:.1f}", f"{with_it:.1f}", f"{statistics.median(ratios):.3f}", spread]
-                )
+                beside = [f"{without[1]:.2f}", f"{with_it[1]:.2f}"]
+                rows.append([f"{delivery}, {pace}", *figures, spread, *beside])
                 print(*rows[-1], sep="  ", flush=True)
     return rows
 
@@ -218,7 +224,7 @@ def memory_rows(scans: int, folder: Path) -> list[list[str]]:
 PARTS: dict[str, tuple[str, list[str]]] = {
     "rate": (
         "Points a second, {points} points of {side} x {side} uint16, medians of {rounds} pairs of scans",
-        ["frames by", "without", "with", "ratio", "range"],
+        ["frames by", "without", "with", "ratio", "range", "CPU ms a point beside, without", "with"],
     ),
     "latency": (
         "From the raw stop document, 64 points of 64 x 64, 0.25 s each, {latencies} crystals, s",
