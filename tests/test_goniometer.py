@@ -1,4 +1,6 @@
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.geometry import geometry_from, reciprocal_basis, scattering_vectors
-from bluesky_cdinn.goniometer import PRESETS, beamline_names, load_beamline, rotation
+from bluesky_cdinn.goniometer import PRESETS, Beamline, Circle, Mount, beamline_names, load_beamline, rotation
 
 SHAPE = (6, 5)
 SAID = {
@@ -284,3 +286,21 @@ def test_explicit_axes_do_without_an_arm():
     assert replace(flipped, detector_axes=None) == replace(
         by_arm, detector_angles_deg=flipped.detector_angles_deg
     )
+
+
+def test_the_reference_page_has_every_entry():
+    page = (Path(__file__).parents[1] / "docs/reference/beamlines.md").read_text(encoding="utf-8")
+    names = [name for model in (Beamline, Circle, Mount) for name in model.model_fields]
+    names = {"sample": "[[sample]]", "arm": "arm", "detector": "[detector]", "cdi": "[cdi]"} | {
+        name: name for name in names if name not in ("sample", "detector", "cdi")
+    }
+    assert [name for name in names.values() if f"`{name}`" not in page] == []
+
+
+def test_the_how_to_s_example_is_a_beamline(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/how-to/describe-your-beamline.md").read_text(encoding="utf-8")
+    (example,) = [
+        block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[[sample]]" in block
+    ]
+    beamline = load_beamline(described(tmp_path, example))
+    assert [circle.name for circle in beamline.circles] == ["mu", "eta", "nu", "delta"]
