@@ -12,11 +12,18 @@ from bluesky_cdinn.errors import InvalidInput
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Give a stream whose content takes the place of `path` when all of it was written, and not before."""
+    with replacing_file(path) as part, part.open("r+b") as stream:
+        yield stream
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Give an empty file beside `path`, for what writes files by name; it takes its place as `replacing`."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("xb") as stream:
-            yield stream
-            stream.flush()
+        part.touch(exist_ok=False)
+        yield part
+        with part.open("rb") as stream:
             os.fsync(stream.fileno())
         part.replace(path)
     finally:
