@@ -39,6 +39,7 @@ _ARRAYS = {
     "strain": "",
     "phase_sd": "rad",
     "strain_sd": "",
+    "facet_table": "",
     "direct_basis": "nm",
     "reciprocal_basis": "1/nm",
     "q_vector": "1/nm",

@@ -17,13 +17,13 @@ import bluesky_cdinn
 from bluesky_cdinn import phasing, quality, resolution
 from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.device import choose_device
-from bluesky_cdinn.errors import IncompleteScan, MissingMetadata
+from bluesky_cdinn.errors import IncompleteScan
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
-from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
 from bluesky_cdinn.half_sets import half_sets
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.peak import find_peak
+from bluesky_cdinn.physical import lattice_parameters, physical_result, table_of_facets
 from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, padded, pose, unpadded
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
 from bluesky_cdinn.preview import intensity_slices
@@ -34,7 +34,7 @@ from bluesky_cdinn.resolution import HalfSets
 from bluesky_cdinn.sampling import check_edges, check_oversampling, oversampling
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
-from bluesky_cdinn.strain import strain_field
+from bluesky_cdinn.uncertainty import noise_chi2
 from bluesky_cdinn.volume import assemble, load_frames
 from bluesky_cdinn.warm_start import WarmStart
 from bluesky_cdinn.watch import Cancel, Report, Watch
@@ -175,8 +175,15 @@ def reconstruct(
     support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
     with watch.stage("strain"):
-        physical = physical_result(centred, density, support)
+        physical = physical_result(
+            centred,
+            density,
+            support,
+            spread_rad=numbers.get("phase_spread_rad"),
+            misfit=chi2 / noise_chi2(np.where(centred.valid, centred.intensity, 0)),
+        )
         curve, resolved = fineness(halves, density, support, physical)
+        table = table_of_facets(density, support, physical, volume.geometry)
     if any(roll):
         # Back to where the peak was: a shift of the pattern is a ramp of the object's phase.
         density = density * quality.ramp(density.shape, [-r for r in roll])
@@ -197,8 +204,13 @@ def reconstruct(
         resolution_curve=transfer,
         shell_correlation=curve,
         intensity_slices=slices,
+        facet_table=table,
         progress=np.asarray(watch.chi2, dtype=np.float32),
-        parameters={**parameters(options, posed.working, device), **solution.origin},
+        parameters={
+            **parameters(options, posed.working, device),
+            **lattice_parameters(volume.geometry),
+            **solution.origin,
+        },
         history=(
             *volume.history,
             {"step": "reconstruct", "roll": list(roll), "warnings": check_oversampling(sampled)},
@@ -378,29 +390,6 @@ def fineness(
     if q_vector is not None:
         scalars |= resolution.edge_widths(density, support, physical["direct_basis"], q_vector)
     return curve, scalars
-
-
-def physical_result(
-    volume: DiffractionVolume,
-    density: NDArray[np.complex64],
-    support: NDArray[np.bool_],
-) -> dict[str, Any]:
-    """Return the fields of a `Reconstruction` that need the geometry: none of them without it."""
-    try:
-        reciprocal, direct, q_vector = volume_bases(volume)
-    except MissingMetadata:
-        return {}
-    if not support.any():
-        return {"direct_basis": direct, "reciprocal_basis": reciprocal, "q_vector": q_vector}
-    strained = strain_field(density, support, direct, q_vector)
-    return {
-        "direct_basis": direct,
-        "reciprocal_basis": reciprocal,
-        "q_vector": strained.q_vector,
-        "displacement": strained.displacement,
-        "strain": strained.strain,
-        "scalars": dict(strained.scalars),
-    }
 
 
 def parameters(

@@ -278,6 +278,9 @@ class Reconstruction:
         One sigma of the phase, rad, float32, NaN outside the support; None where it is not known.
     strain_sd
         One sigma of the strain, float32, NaN outside the support; None where it is not known.
+    facet_table
+        The crystal's facets as numbers, float64 (facets, 13); `bluesky_cdinn.facets.facets_of_table` reads
+        them. None in voxel units, and where there are none.
     scalars
         Other numbers of the result (resolution_nm, strain_rms, size_nm, d_spacing_nm, agreement, ...);
         a number that couldn't be computed is absent.
@@ -318,6 +321,7 @@ class Reconstruction:
     strain: NDArray[np.float32] | None = None
     phase_sd: NDArray[np.float32] | None = None
     strain_sd: NDArray[np.float32] | None = None
+    facet_table: NDArray[np.float64] | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
     resolution_curve: NDArray[np.float32] | None = None
     shell_correlation: NDArray[np.float32] | None = None

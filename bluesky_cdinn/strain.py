@@ -6,18 +6,25 @@ along Q, and the strain d(u_Q)/d(x_Q), its derivative along Q; see Robinson and 
 8, 291 (2009).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.restoration import unwrap_phase
+from scipy.spatial import KDTree
 
-from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.dislocations import dislocation_lines
+from bluesky_cdinn.phase_gradient import directional_gradient, window_width_nm
+from bluesky_cdinn.uncertainty import EXPLAINED, phase_sd, strain_sd
+from bluesky_cdinn.unwrapping import branch_cut, check_density, flatten_phase, unwrapped_phase
 
 FloatArray = NDArray[np.float64]
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+# What is nearer than this to the surface is the surface's, in voxels of mean size.
+SHELL = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,28 +36,41 @@ class StrainField:
     phase
         Unwrapped, without offset and ramp, rad, float32.
     displacement
-        u_Q, nm, float32.
+        u_Q, nm, float32. NaN too on a dislocation's line, and beside the cut behind it, where no
+        displacement is single-valued.
     strain
-        d(u_Q)/d(x_Q), float32.
+        d(u_Q)/d(x_Q), float32. It knows no cut; NaN too where neighbours are missing.
+    phase_sd, strain_sd
+        One sigma, rad and dimensionless, float32; None where the starts can't say it.
     d_spacing_nm
         Of the planes, float32.
     q_vector
         Bragg vector of the mean lattice, lab frame, 1/nm, float64 (3,): the given one, moved by the ramp.
     scalars
         strain_rms, d_spacing_nm, size_x_nm, size_y_nm, size_z_nm (lab axes), size_nm (diameter of the
-        sphere of the same volume); without those that couldn't be computed.
+        sphere of the same volume), strain_resolution_nm (full width at half maximum, along Q, of what the
+        derivative averages over, beside the density's own resolution), dislocation_voxels, phase_sd_rad and
+        strain_sd_typical (medians), and of `surface_and_bulk`; without those that couldn't be computed.
     """
 
     phase: Volume
     displacement: Volume
     strain: Volume
+    phase_sd: Volume | None
+    strain_sd: Volume | None
     d_spacing_nm: Volume
     q_vector: FloatArray
     scalars: dict[str, float]
 
 
 def strain_field(
-    density: NDArray[np.complex64], support: Mask, direct_basis: FloatArray, q_vector: FloatArray
+    density: NDArray[np.complex64],
+    support: Mask,
+    direct_basis: FloatArray,
+    q_vector: FloatArray,
+    *,
+    spread_rad: float | None = None,
+    misfit: float = EXPLAINED,
 ) -> StrainField:
     """Return what a density says about the lattice.
 
@@ -64,6 +84,10 @@ def strain_field(
         Columns are the lab-frame steps of one voxel along each axis, nm, float64 (3, 3).
     q_vector
         The measured Bragg vector at the centre of the volume, lab frame, 1/nm, float64 (3,).
+    spread_rad
+        rms phase difference of two independent finalists; without a finite one there are no sigmas.
+    misfit
+        chi2 over that of counting noise alone.
 
     Returns
     -------
@@ -79,8 +103,18 @@ def strain_field(
     phase = unwrapped_phase(flat, support)
     # F(q) = sum density exp(i (q - Q) . r): a ramp of -g . r in the density moves the peak by +g.
     mean_q = q_vector - _to_lab(ramp, direct_basis)
-    length = np.linalg.norm(mean_q)
-    strain = strain_along(flat, support, direct_basis, mean_q)
+    length = float(np.linalg.norm(mean_q))
+    gradient = directional_gradient(flat, support, direct_basis, mean_q / length)
+    strain = np.full(support.shape, np.nan, dtype=np.float32)
+    strain[support] = gradient.values / length
+    lines = dislocation_lines(flat, support)
+    displacement = np.where(lines | branch_cut(phase), np.nan, phase / length).astype(np.float32)
+    sigmas: list[Volume | None] = [None, None]
+    if spread_rad is not None and np.isfinite(spread_rad):
+        sigmas = [
+            phase_sd(flat, support, spread_rad, misfit),
+            strain_sd(gradient, flat, support, length, spread_rad, misfit),
+        ]
     spacing = 2 * np.pi / length
     x, y, z = extents_nm(support, direct_basis)
     scalars = {
@@ -90,66 +124,23 @@ def strain_field(
         "size_y_nm": float(y),
         "size_z_nm": float(z),
         "size_nm": equivalent_diameter_nm(support, direct_basis),
+        "strain_resolution_nm": window_width_nm(gradient, direct_basis, mean_q / length),
+        "dislocation_voxels": float(np.count_nonzero(lines)),
+        **surface_and_bulk(strain, displacement, support, direct_basis),
     }
+    for name, sigma in zip(("phase_sd_rad", "strain_sd_typical"), sigmas, strict=True):
+        if sigma is not None and np.isfinite(sigma).any():
+            scalars[name] = float(np.nanmedian(sigma))
     return StrainField(
         phase=phase,
-        displacement=(phase / length).astype(np.float32),
+        displacement=displacement,
         strain=strain,
-        d_spacing_nm=(spacing * (1 + strain)).astype(np.float32),
+        phase_sd=sigmas[0],
+        strain_sd=sigmas[1],
+        d_spacing_nm=d_spacing_map(strain, mean_q),
         q_vector=mean_q,
         scalars={name: value for name, value in scalars.items() if np.isfinite(value)},
     )
-
-
-def flatten_phase(density: NDArray[np.complex64], support: Mask) -> tuple[NDArray[np.complex64], FloatArray]:
-    """Take the offset and the linear ramp out of a density's phase.
-
-    A first ramp comes from the mean step between neighbours, which knows no wraps; least squares on
-    what is left, unwrapped and weighted with the amplitude, gives the rest.
-
-    Parameters
-    ----------
-    density
-        complex64, 3D.
-    support
-        Where the phase counts, bool, the same shape.
-
-    Returns
-    -------
-    tuple
-        The density without them, complex64, and the ramp that was taken out, rad a voxel, float64 (3,).
-
-    Raises
-    ------
-    InvalidInput
-        If the support is empty or doesn't fit the density.
-    """
-    _check(density, support)
-    first = np.array([np.angle(products.sum()) for products in _neighbour_products(density, support)])
-    flat = _without(density, np.append(0.0, first))
-    phase = unwrapped_phase(flat, support)[support]
-    weight = np.sqrt(np.abs(density[support]))
-    design = np.column_stack([np.ones(len(phase)), np.argwhere(support) - np.array(support.shape) // 2])
-    solution = np.linalg.lstsq(design * weight[:, None], phase * weight, rcond=None)[0]
-    rest = np.asarray(solution, dtype=np.float64)
-    return _without(flat, rest), first + rest[1:]
-
-
-def unwrapped_phase(density: NDArray[np.complex64], support: Mask) -> Volume:
-    """Return the phase inside the support without jumps of 2 pi, rad, float32, NaN outside.
-
-    Where a dislocation winds, a jump remains. The multiple of 2 pi that is free is chosen for a mean
-    near zero; parts of the support that don't touch have each their own.
-    """
-    _check(density, support)
-    phase = np.full(support.shape, np.nan, dtype=np.float32)
-    box = ndimage.find_objects(support.astype(np.uint8))[0]
-    # A border outside the support, since a flat image would be unwrapped by a method without masks.
-    inside = np.pad(support[box], 1)
-    wrapped = np.ma.masked_array(np.angle(np.pad(density[box], 1)), mask=~inside)
-    values = np.asarray(unwrap_phase(wrapped, rng=0))[inside]
-    phase[support] = values - 2 * np.pi * np.round(values.mean() / (2 * np.pi))
-    return phase
 
 
 def strain_along(
@@ -157,10 +148,7 @@ def strain_along(
 ) -> Volume:
     """Return the strain along Q, dimensionless, float32, NaN outside the support.
 
-    From the phase steps between neighbours, which wraps don't touch: central differences inside, one-
-    sided ones at the edge. (Of the second order they would be exact for a parabola, but on edge voxels
-    with 0.02 rad of noise their error is larger already.) NaN too where a voxel has no neighbour along
-    some axis.
+    As `phase_gradient` finds it; NaN too where a voxel's neighbours lie in a plane.
 
     Parameters
     ----------
@@ -178,15 +166,60 @@ def strain_along(
     numpy.ndarray
         The strain.
     """
-    _check(density, support)
+    check_density(density, support)
     length = np.linalg.norm(q_vector)
-    # grad(phase) in the lab is inv(D).T @ (change a voxel); its part along Q, over abs(Q), is the strain.
-    weights = np.linalg.solve(direct_basis, q_vector / length) / length
-    steps = [
-        _derivative(products, axis) for axis, products in enumerate(_neighbour_products(density, support))
-    ]
-    strain = sum(weight * step for weight, step in zip(weights, steps, strict=True))
-    return np.where(support, strain, np.nan).astype(np.float32)
+    strain = np.full(support.shape, np.nan, dtype=np.float32)
+    strain[support] = directional_gradient(density, support, direct_basis, q_vector / length).values / length
+    return strain
+
+
+def d_spacing_map(strain: Volume, q_vector: FloatArray) -> Volume:
+    """Return the spacing of the lattice planes, nm, float32: that of the mean lattice's Q, strained."""
+    return (2 * np.pi / np.linalg.norm(q_vector) * (1 + strain)).astype(np.float32)
+
+
+def lattice_parameter_map(strain: Volume, q_vector: FloatArray, reflection: Sequence[int]) -> Volume:
+    """Return the parameter of a cubic lattice as the planes (h, k, l) have it, nm, float32."""
+    return (d_spacing_map(strain, q_vector) * np.linalg.norm(reflection)).astype(np.float32)
+
+
+def surface_and_bulk(
+    strain: Volume, displacement: Volume, support: Mask, direct_basis: FloatArray
+) -> dict[str, float]:
+    """Return means and rms of strain and displacement in the surface's shell and in the interior.
+
+    The shell is what is less than `SHELL` voxels under the surface.
+
+    Returns
+    -------
+    dict
+        strain_mean_surface, strain_rms_surface, displacement_mean_surface_nm, displacement_rms_surface_nm,
+        and the same of the bulk; NaN where there is no such voxel.
+    """
+    shell = depth_nm(support, direct_basis) < SHELL * abs(np.linalg.det(direct_basis)) ** (1 / 3)
+    numbers = {}
+    for where, part in (("surface", support & shell), ("bulk", support & ~shell)):
+        for what, unit, values in (("strain", "", strain), ("displacement", "_nm", displacement)):
+            known = values[part & np.isfinite(values)].astype(np.float64)
+            mean, rms = (known.mean(), np.sqrt(np.mean(known**2))) if known.size else (np.nan, np.nan)
+            numbers |= {f"{what}_mean_{where}{unit}": float(mean), f"{what}_rms_{where}{unit}": float(rms)}
+    return numbers
+
+
+def depth_nm(support: Mask, direct_basis: FloatArray) -> Volume:
+    """Return how deep each voxel's centre lies under the surface, nm, float32, NaN outside the support.
+
+    The surface runs half a voxel from the centres of the nearest voxels outside.
+    """
+    around = np.pad(support, 1)
+    reached = np.asarray(ndimage.binary_dilation(around, structure=np.ones((3, 3, 3))), dtype=np.bool_)
+    outside = reached & ~around
+    distance, _ = KDTree((np.argwhere(outside) - 1) @ direct_basis.T).query(
+        np.argwhere(support) @ direct_basis.T
+    )
+    depth = np.full(support.shape, np.nan, dtype=np.float32)
+    depth[support] = distance - abs(np.linalg.det(direct_basis)) ** (1 / 3) / 2
+    return depth
 
 
 def strain_rms(strain: Volume) -> float:
@@ -207,47 +240,6 @@ def equivalent_diameter_nm(support: Mask, direct_basis: FloatArray) -> float:
     return float(np.cbrt(6 * volume / np.pi))
 
 
-def _neighbour_products(density: NDArray[np.complex64], support: Mask) -> list[NDArray[np.complex64]]:
-    """Return next * conj(this) along each axis, zero where one of the two is outside the support."""
-    inside = np.where(support, density, 0)
-    products = []
-    for axis in range(3):
-        following = np.roll(inside, -1, axis=axis)
-        # Periodic: nothing follows the last voxel.
-        np.moveaxis(following, axis, 0)[-1] = 0
-        products.append(following * inside.conj())
-    return products
-
-
-def _derivative(products: NDArray[np.complex64], axis: int) -> FloatArray:
-    """Return the phase's derivative along an axis, rad a voxel, NaN where no neighbour is known."""
-    known = products != 0
-    step = np.where(known, np.angle(products), 0.0)
-    # What comes before is the last voxel's step; the roll's periodic end is zero already.
-    total = step + np.roll(step, 1, axis=axis)
-    count = known.astype(np.int8) + np.roll(known, 1, axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _without(density: NDArray[np.complex64], ramp: FloatArray) -> NDArray[np.complex64]:
-    """Return a density with an offset and a ramp (offset, rad a voxel along each axis) taken out."""
-    result = density * np.exp(-1j * ramp[0])
-    for axis, (size, slope) in enumerate(zip(density.shape, ramp[1:], strict=True)):
-        shape = [1, 1, 1]
-        shape[axis] = size
-        result = result * np.exp(-1j * slope * (np.arange(size) - size // 2)).reshape(shape)
-    return result.astype(np.complex64)
-
-
 def _to_lab(per_voxel: FloatArray, direct_basis: FloatArray) -> FloatArray:
     """Return a gradient (3,) given along the voxels' axes in the lab frame, per nm."""
     return np.asarray(np.linalg.solve(direct_basis.T, per_voxel), dtype=np.float64)
-
-
-def _check(density: NDArray[np.complex64], support: Mask) -> None:
-    if density.ndim != 3 or support.shape != density.shape:
-        raise InvalidInput(
-            f"density and support must be 3D and of one shape, got {density.shape} and {support.shape}"
-        )
-    if not support.any():
-        raise InvalidInput("the support must hold the crystal, got one without a voxel")

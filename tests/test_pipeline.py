@@ -12,6 +12,7 @@ from crystals import crystal_and_counts, far_field, volume_of
 import bluesky_cdinn
 from bluesky_cdinn import quality
 from bluesky_cdinn.errors import Cancelled, CdinnError, IncompleteScan, InvalidInput, WeightsError
+from bluesky_cdinn.facets import facets, facets_of_table
 from bluesky_cdinn.geometry import bragg_vector, d_spacing
 from bluesky_cdinn.pipeline import reconstruct, reconstruct_curve
 from bluesky_cdinn.records import RockingCurve
@@ -152,7 +153,7 @@ def test_result_says_what_it_depends_on_and_how_long_it_took(small, result):
     assert set(result.timings_s) == set(ENDS)
     assert sum(result.timings_s.values()) == pytest.approx(result.seconds)
     assert result.cpu_s > 0
-    assert result.history[-1] == {"step": "reconstruct", "roll": [0, 0, 0]}
+    assert result.history[-1] == {"step": "reconstruct", "roll": [0, 0, 0], "warnings": []}
     assert result.progress is not None
     assert result.progress.dtype == np.float32
     assert result.resolution_curve is not None
@@ -409,6 +410,27 @@ def test_maps_are_known_inside_the_crystal_only(measured):
     assert np.isfinite(measured.displacement[measured.support]).all()
     assert np.isnan(measured.strain[~measured.support]).all()
     assert np.isfinite(measured.strain[measured.support]).mean() > 0.95
+    for sigma, values in ((measured.phase_sd, measured.phase), (measured.strain_sd, measured.strain)):
+        assert sigma.dtype == np.float32
+        assert np.isnan(sigma[~measured.support]).all()
+        known = measured.support & np.isfinite(values)
+        assert (sigma[known] > 0).all()
+    assert 0.005 < measured.scalars["phase_sd_rad"] < 0.2
+    assert measured.scalars["dislocation_voxels"] == 0
+
+
+def test_facets_are_stored_with_the_result_and_found_again_from_it(measured):
+    assert facets(measured) == facets_of_table(measured.facet_table)
+    assert len(measured.facet_table) > 5
+    lattice = measured.scalars["lattice_parameter_nm"]
+    assert lattice == pytest.approx(measured.parameters["lattice_nm"], rel=2e-3)
+
+
+def test_a_single_start_knows_no_sigma(beamline):
+    alone = reconstruct_curve(beamline[1], ReconstructionOptions(starts=1))
+    assert alone.phase_sd is None
+    assert alone.strain_sd is None
+    assert alone.strain is not None
 
 
 def test_a_result_names_its_run_and_its_steps(beamline, measured):
