@@ -16,15 +16,17 @@ from scipy import ndimage
 from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.geometry import bragg_vector, pixel_k, reciprocal_basis, rotation, wavenumber
 from bluesky_cdinn.grid import fill_invalid
+from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.records import DiffractionVolume, Geometry
 
 FloatArray = NDArray[np.float64]
+Voxel = tuple[int, int, int]
 
 # rms distance of the counts from the lattice, in voxels, from which on they are interpolated: what it does to
 # the phase was measured.
 MATTERS = 0.08
 # How many points of each axis the distance from the lattice is computed at; it is smooth in between.
-NODES = 13
+NODES = 17
 # To the lattice's point: each step leaves a thousandth of the distance.
 NEWTON = 3
 # Order of the spline, and voxels around the box that is kept, so that its edge has neighbours.
@@ -44,13 +46,17 @@ def measured_at(geometry: Geometry, offsets: FloatArray, rows: FloatArray, colum
     return np.einsum("...ij,...j->...i", rotation(geometry.rocking_axis, -offsets), transfer)
 
 
-def places_on_lattice(volume: DiffractionVolume) -> tuple[FloatArray, tuple[float, float, float]]:
-    """Return where in the measured volume the points of the lattice about its middle voxel lie.
+def places_on_lattice(
+    volume: DiffractionVolume, centre: Voxel | None = None
+) -> tuple[FloatArray, tuple[float, float, float]]:
+    """Return where in the measured volume the points of the lattice about one of its voxels lie.
 
     Parameters
     ----------
     volume
         With angles, geometry and two slices or more.
+    centre
+        The voxel that stays where it is; the middle one if None.
 
     Returns
     -------
@@ -62,9 +68,9 @@ def places_on_lattice(volume: DiffractionVolume) -> tuple[FloatArray, tuple[floa
     if angles is None or geometry is None:
         raise ValueError("a volume without angles or geometry has no lattice")
     step = float((angles[-1] - angles[0]) / (len(angles) - 1))
-    middle = [n // 2 for n in shape]
+    middle = [n // 2 for n in shape] if centre is None else centre
     row, column = (float(volume.window[axis] + middle[axis]) for axis in (1, 2))
-    about = (float(angles[middle[0]]), row, column)
+    about = (float(angles[0] + step * middle[0]), row, column)
     if geometry.scanned == "energy":
         geometry = replace(geometry, energy_keV=about[0])
     basis = reciprocal_basis(geometry, step, (row, column))
@@ -91,13 +97,17 @@ def curvature(volume: DiffractionVolume, places: FloatArray) -> float:
     return math.sqrt(float((counts * off).sum(dtype=np.float64) / total)) if total > 0 else 0.0
 
 
-def flattened(volume: DiffractionVolume, matters: float = MATTERS) -> DiffractionVolume:
-    """Return the volume on the lattice about its middle voxel, if the curvature of its frames matters.
+def flattened(
+    volume: DiffractionVolume, centre: Voxel | None = None, matters: float = MATTERS
+) -> DiffractionVolume:
+    """Return the volume on the lattice about one of its voxels, if the curvature of its frames matters.
 
     Parameters
     ----------
     volume
-        Clean, the peak in its middle; one without angles or geometry, or flat already, stays as it is.
+        Clean; one without angles or geometry, or flat already, stays as it is.
+    centre
+        The peak's voxel; the middle one if None.
     matters
         The least `curvature` that is worth it.
 
@@ -111,7 +121,7 @@ def flattened(volume: DiffractionVolume, matters: float = MATTERS) -> Diffractio
         return volume
     if min(volume.intensity.shape) < 2:
         return volume
-    places, about = places_on_lattice(volume)
+    places, about = places_on_lattice(volume, centre)
     size = curvature(volume, places)
     step = {"step": STEP, "curvature_voxels": size, "flattened": size >= matters}
     if size < matters:
@@ -139,9 +149,15 @@ def cropped_flat(volume: DiffractionVolume, shape: tuple[int, int, int]) -> Diff
     shape
         Of the box.
     """
-    a, b, c = (n + 2 * MARGIN for n in shape)
-    flat = flattened(crop_around_peak(volume, (a, b, c)))
+    peak = [round(place) for place in find_peak(volume)]
+    # No further than was measured: a spline rings where made-up voxels begin.
+    first = [max(p - n // 2 - MARGIN, 0) for p, n in zip(peak, shape, strict=True)]
+    ends = zip(peak, shape, volume.intensity.shape, strict=True)
+    a, b, c = (min(p - n // 2 + n + MARGIN, m) - f for (p, n, m), f in zip(ends, first, strict=True))
+    wide = crop_around_peak(volume, (a, b, c), (first[0] + a // 2, first[1] + b // 2, first[2] + c // 2))
+    i, j, k = (p - f for p, f in zip(peak, first, strict=True))
+    flat = flattened(wide, (i, j, k))
     if flat.flat_about is None:
         noted = tuple(step for step in flat.history if step["step"] == STEP)
         return crop_around_peak(replace(volume, history=(*volume.history, *noted)), shape)
-    return crop_around_peak(flat, shape, (a // 2, b // 2, c // 2))
+    return crop_around_peak(flat, shape, (i, j, k))

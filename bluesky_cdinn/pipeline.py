@@ -150,12 +150,12 @@ def reconstruct(
     """
     options = options or ReconstructionOptions()
     watch = Watch(progress, cancelled)
-    volume = check_edges(volume)
     device = choose_device(options.device)
     torch.set_num_threads(options.threads)
     with torch.no_grad():
         with watch.stage("prepare"):
             centred, roll = centre_peak(volume)
+            volume = check_edges(volume)
             posed = pose(padded(centred, roll), options, device)
         solution = solve(posed, options, watch, warm and warm.on(posed, centred))
         best = solution.best
