@@ -5,6 +5,7 @@ Directions that much of it faces are facets; a plane is fitted to the flat part 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Surface:
     normals: FloatArray
     areas: FloatArray
 
-    @property
+    @cached_property
     def centres(self) -> FloatArray:
         """Of the triangles, nm, float64 (triangles, 3)."""
         return self.corners[self.triangles].mean(axis=1)

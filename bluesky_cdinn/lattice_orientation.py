@@ -1,6 +1,7 @@
 """How a cubic lattice stands in the lab, as Q and a crystal's facets tell it, and which planes those are."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import permutations, product
 
 import numpy as np
@@ -72,7 +73,13 @@ def lattice_orientation(
 
 def _off(directions: FloatArray, family: Indices) -> FloatArray:
     """Return how far directions (n, 3) of the lattice are from the nearest member of a family, deg."""
-    signs, orders = product((-1, 1), repeat=3), list(permutations(family))
-    members = np.array([np.multiply(sign, order) for sign in signs for order in orders], dtype=float)
-    cosines = directions @ (members / np.linalg.norm(members[0])).T
+    cosines = directions @ _members(family).T
     return np.degrees(np.arccos(np.clip(cosines.max(axis=1), -1, 1)))
+
+
+@cache
+def _members(family: Indices) -> FloatArray:
+    """Return the unit normals of a family, float64 (n, 3), some of them more than once."""
+    signs, orders = product((-1, 1), repeat=3), list(permutations(family))
+    members = np.array([np.multiply(sign, order) for sign in signs for order in orders], dtype=np.float64)
+    return members / np.linalg.norm(members[0])

@@ -34,20 +34,22 @@ class Terms:
         Of a voxel at the surface, beside that.
     spread
         A rad of difference between two independent finalists.
-    bend
-        A rad a voxel squared of bending.
+    bend, bend_edge
+        A rad a voxel squared of bending, in the interior and at the surface.
     """
 
     counts: float
     edge: float
     spread: float
     bend: float
+    bend_edge: float
 
 
-# Of the phase; and of what in it differs from voxel to voxel: of the errors that bending brings, half
-# alternates, and leaves the slope alone.
-PHASE = Terms(counts=0.165, edge=0.021, spread=0.26, bend=0.21)
-STEPS = Terms(counts=0.19, edge=0.037, spread=0.25, bend=0.124)
+# Of the phase; and of what in it makes a slope. Of the errors that bending brings in the interior half
+# alternates from voxel to voxel, and leaves the slope alone; at the surface the window is cut, and sees the
+# slope beside it.
+PHASE = Terms(counts=0.165, edge=0.021, spread=0.26, bend=0.21, bend_edge=0.21)
+STEPS = Terms(counts=0.17, edge=0.009, spread=0.23, bend=0.095, bend_edge=0.35)
 # How much more counting noise a surface voxel has.
 AT_EDGE = 5.0
 # Over how many voxels the errors of the steps are alike.
@@ -89,7 +91,7 @@ def phase_sd(
     surface = surface_voxels(support)
     noise = terms.counts * np.where(surface, AT_EDGE, 1.0) * np.sqrt(max(misfit / EXPLAINED, 1.0)) / amplitude
     variance = noise**2 + surface * terms.edge**2 + (terms.spread * spread_rad) ** 2
-    variance += (terms.bend * bending(density, support)) ** 2
+    variance += (np.where(surface, terms.bend_edge, terms.bend) * bending(density, support)) ** 2
     return np.where(support, np.minimum(np.sqrt(variance), MOST), np.nan).astype(np.float32)
 
 
@@ -152,12 +154,17 @@ def bending(density: NDArray[np.complex64], support: Mask) -> Volume:
     numpy.ndarray
         Rad a voxel squared, float32, zero outside the support.
     """
-    squares = np.zeros(support.shape, dtype=np.float32)
-    for axis, products in enumerate(neighbour_products(density, support)):
+    box = ndimage.find_objects(support.astype(np.uint8))[0]
+    # A margin, so that what rolls round is outside.
+    inside = np.pad(support[box], 1)
+    squares = np.zeros(inside.shape, dtype=np.float32)
+    for axis, products in enumerate(neighbour_products(np.pad(density[box], 1), inside)):
         step, known = np.angle(products), products != 0
         both = known & np.roll(known, 1, axis)
-        bent = np.angle(np.exp(1j * (step - np.roll(step, 1, axis))))
-        squares += np.where(both, bent, 0) ** 2
+        turn = np.angle(np.exp(1j * (step - np.roll(step, 1, axis))))
+        squares += np.where(both, turn, 0) ** 2
     total = ndimage.uniform_filter(np.sqrt(squares), 3, mode="constant")
-    share = ndimage.uniform_filter(support.astype(np.float32), 3, mode="constant")
-    return np.where(support, total / np.maximum(share, 1 / 27), 0).astype(np.float32)
+    share = ndimage.uniform_filter(inside.astype(np.float32), 3, mode="constant")
+    bent = np.zeros(support.shape, dtype=np.float32)
+    bent[support] = (total / np.maximum(share, 1 / 27))[inside]
+    return bent

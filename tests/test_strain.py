@@ -5,14 +5,18 @@ from scipy import ndimage
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.sim.crystal import random_crystal, sample
 from bluesky_cdinn.strain import (
+    SHELL,
+    d_spacing_map,
+    depth_nm,
     equivalent_diameter_nm,
     extents_nm,
-    flatten_phase,
+    lattice_parameter_map,
     strain_along,
     strain_field,
     strain_rms,
-    unwrapped_phase,
+    surface_and_bulk,
 )
+from bluesky_cdinn.unwrapping import flatten_phase, unwrapped_phase
 
 # Voxels as oblique as a detector makes them, and a Bragg vector along nothing.
 SHEARED = np.array([[-5.0, 0.4, -3.8], [-2.0, 6.0, -0.2], [-7.8, 0.0, 5.2]])
@@ -175,3 +179,36 @@ def test_what_does_not_fit_is_refused():
         flatten_phase(density, np.ones((4, 4, 3), dtype=bool))
     with pytest.raises(InvalidInput, match="without a voxel"):
         strain_field(density, np.zeros(density.shape, dtype=bool), np.eye(3), Q)
+
+
+def test_depth_and_shell_of_a_ball():
+    support = _ball(SHEARED, 60.0)
+    depth = depth_nm(support, SHEARED)
+    radius = np.linalg.norm(_points(SHEARED), axis=-1)
+    voxel = abs(np.linalg.det(SHEARED)) ** (1 / 3)
+    assert np.isnan(depth[~support]).all()
+    assert np.abs(depth - (60.0 - radius))[support].max() < voxel
+    numbers = surface_and_bulk(depth, depth, support, SHEARED)
+    assert numbers["strain_mean_surface"] < SHELL * voxel < numbers["strain_mean_bulk"]
+    assert numbers["displacement_rms_bulk_nm"] >= numbers["displacement_mean_bulk_nm"]
+    thin = np.zeros((6, 6, 6), dtype=bool)
+    thin[2:4, 1:5, 1:5] = True
+    assert np.isnan(surface_and_bulk(thin * 1.0, thin * 1.0, thin, np.eye(3))["strain_mean_bulk"])
+
+
+def test_lattice_parameter_of_a_cubic_crystal():
+    strain = np.array([[[0.0, 1e-3, np.nan]]], dtype=np.float32)
+    q = 2 * np.pi * np.array([1.0, 1.0, 1.0]) / 0.408
+    np.testing.assert_allclose(
+        lattice_parameter_map(strain, q, (1, 1, 1)), [[[0.408, 0.408408, np.nan]]], rtol=1e-6
+    )
+    np.testing.assert_allclose(d_spacing_map(strain, q)[0, 0, 0], 0.408 / np.sqrt(3), rtol=1e-6)
+
+
+def test_the_twin_has_the_same_strain_on_the_other_side():
+    density, support, _ = _bent(2e-5)
+    rng = np.random.default_rng(2)
+    density = (density * np.exp(0.05j * rng.normal(size=SHAPE))).astype(np.complex64)
+    strain = strain_along(density, support, SHEARED, Q)
+    other = strain_along(np.conj(density[::-1, ::-1, ::-1]), support[::-1, ::-1, ::-1], SHEARED, Q)
+    np.testing.assert_allclose(other[::-1, ::-1, ::-1], strain, atol=1e-7)
