@@ -145,6 +145,32 @@ class Catalog:
         self._delivery.wake()
         return start["uid"]
 
+    def store_raw(self, documents: Iterable[Document]) -> str:
+        """Write the documents of a raw run that was measured elsewhere; whole or not at all.
+
+        Parameters
+        ----------
+        documents
+            From start to stop, taken one by one; Tiled gets them in the background.
+
+        Raises
+        ------
+        OSError
+            The spool can't be written; and whatever the documents raise. Nothing is kept then.
+        """
+        remaining = iter(documents)
+        _, start = next(remaining)
+        journal = RunJournal(self._spool, "raw", start)
+        try:
+            for name, document in remaining:
+                journal.append(name, document)
+            journal.complete()
+        except BaseException:
+            journal.discard()
+            raise
+        self._delivery.wake()
+        return start["uid"]
+
     def store_running(self, uid: str, documents: Iterable[Document]) -> None:
         """Write what comes of a processed run whose scan still runs; `store_documents` of the whole ends it.
 

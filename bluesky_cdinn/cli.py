@@ -11,11 +11,20 @@ from typing import Annotated
 
 import typer
 
-from bluesky_cdinn import cli_backfill, cli_beamlines, cli_ioc, cli_training, cli_watch, cli_worker
+from bluesky_cdinn import (
+    cli_backfill,
+    cli_beamlines,
+    cli_files,
+    cli_ioc,
+    cli_training,
+    cli_view,
+    cli_watch,
+    cli_worker,
+)
 from bluesky_cdinn import cli_options as options
 from bluesky_cdinn.cli_options import AsJson, Directory, choose, settings
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.files import require_figure, require_writable
+from bluesky_cdinn.files import require_writable
 from bluesky_cdinn.summary import StoredStatus
 from bluesky_cdinn.terminal import (
     answering,
@@ -142,42 +151,6 @@ def list_reconstructions(
 
 
 @app.command()
-def show(
-    uid: Annotated[str, typer.Argument(help="Of the reconstruction, or its first characters.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Draw it: png, pdf or svg.")] = None,
-    directory: Directory = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show one stored reconstruction: its numbers, and with -o a figure."""
-    with answering(as_json) as answer:
-        if output is not None:
-            require_figure(output)
-        from bluesky_cdinn.catalog import connect
-        from bluesky_cdinn.documents import finite_scalars
-
-        with connect(settings(directory)) as catalog:
-            result = catalog.load(uid)
-            if output is not None:
-                from bluesky_cdinn.session import rocking_totals
-                from bluesky_cdinn.view import save
-
-                save(result, output, rocking_totals(catalog, result.raw_uid))
-                answer["output"] = str(output)
-        answer |= {
-            "raw_uid": result.raw_uid,
-            "status": result.status,
-            "reason": result.reason,
-            "shape": result.density.shape,
-            **finite_scalars(result),
-            "timings_s": dict(result.timings_s),
-            "parameters": dict(result.parameters),
-            "history": list(result.history),
-        }
-        if not as_json:
-            print_table(number_table(result))
-
-
-@app.command()
 def phase(
     file: Annotated[Path, typer.Argument(help="npz (intensity, optionally mask: True where valid) or CXI.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The npz file to write.")],
@@ -271,6 +244,8 @@ app.add_typer(cli_backfill.app)
 app.add_typer(cli_worker.app)
 app.add_typer(cli_ioc.app)
 app.add_typer(cli_watch.app)
+app.add_typer(cli_view.app)
+app.add_typer(cli_files.app)
 app.add_typer(cli_beamlines.app)
 
 if __name__ == "__main__":

@@ -152,6 +152,8 @@ def _write_npz(path: Path, contents: Contents) -> None:
         arrays |= {"intensity": volume.intensity, "mask": volume.valid, "window": volume.window}
         if volume.angles_deg is not None:
             arrays["angles_deg"] = volume.angles_deg
+        if volume.flat_about is not None:
+            arrays["flat_about"] = volume.flat_about
     if contents.geometry is not None:
         arrays["geometry"] = json.dumps(geometry_as_plain(contents.geometry))
     with path.open("wb") as stream:

@@ -82,8 +82,10 @@ def _write_instrument(entry: h5py.Group, geometry: Geometry | None, volume: Diff
         put(detector, "data_type", "intensity")
         put(detector, "is_fft_shifted", 0)
         put(detector, "window", volume.window)
+        if volume.flat_about is not None:
+            put(detector, "flat_about", volume.flat_about)
         if volume.angles_deg is not None:
-            energies = geometry is not None and getattr(geometry, "scanned", "angle") == "energy"
+            energies = geometry is not None and geometry.scanned == "energy"
             put(detector, "angles_deg", volume.angles_deg, units="keV" if energies else "deg")
 
 

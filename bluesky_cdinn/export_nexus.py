@@ -120,10 +120,14 @@ def _write_curves(entry: h5py.Group, result: Reconstruction) -> None:
 def _write_volume(entry: h5py.Group, volume: DiffractionVolume) -> None:
     axes = _indices(volume.intensity)
     if volume.angles_deg is not None:
-        axes = {"angle": (volume.angles_deg, "deg"), **{name: axes[name] for name in _GRID[1:]}}
+        energies = volume.geometry is not None and volume.geometry.scanned == "energy"
+        scanned, unit = ("energy", "keV") if energies else ("angle", "deg")
+        axes = {scanned: (volume.angles_deg, unit), **{name: axes[name] for name in _GRID[1:]}}
     signals = {"intensity": volume.intensity, "valid": volume.valid}
     data = nxdata(entry, "measurement", signals, axes, "Measured intensity", intensity="counts")
     put(data, "window", volume.window)
+    if volume.flat_about is not None:
+        put(data, "flat_about", volume.flat_about)
 
 
 def _write_instrument(entry: h5py.Group, contents: Contents) -> None:

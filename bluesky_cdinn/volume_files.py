@@ -2,7 +2,8 @@
 
 A volume comes as npz (``intensity``, and optionally ``mask``, True where valid) or as CXI, the HDF5 layout of
 the Coherent X-ray Imaging Data Bank (Maia, Nature Methods 9, 854 (2012)). Those that this package exported
-say their rocking angles and geometry too, in ``angles_deg``, ``window`` and, as JSON, ``geometry``.
+say their rocking angles and geometry too, in ``angles_deg``, ``window``, ``flat_about`` and, as
+JSON, ``geometry``.
 """
 
 import json
@@ -108,7 +109,7 @@ def write_reconstruction(path: Path, result: Reconstruction) -> None:
         np.savez_compressed(stream, **arrays)
 
 
-_SAID = ("angles_deg", "window", "geometry")
+_SAID = ("angles_deg", "window", "geometry", "flat_about")
 
 _Parts = tuple[NDArray[Any], NDArray[Any] | None, dict[str, Any]]
 
@@ -179,6 +180,7 @@ def _volume(
         geometry=None if "geometry" not in said else geometry_from_plain(_json(said["geometry"], path)),
         window=tuple(int(first) for first in said.get("window", (0, 0, 0))),  # pyright: ignore[reportArgumentType]
         history=(step,),
+        flat_about=None if "flat_about" not in said else tuple(map(float, said["flat_about"])),  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -71,7 +71,9 @@ def volume() -> DiffractionVolume:
     valid = np.ones(SHAPE, bool)
     valid[:, 3] = False
     angles = 0.01 * np.arange(SHAPE[0])
-    return DiffractionVolume(np.where(valid, counts, 0), valid, angles, GEOMETRY, window=(0, 5, 6))
+    return DiffractionVolume(
+        np.where(valid, counts, 0), valid, angles, GEOMETRY, window=(0, 5, 6), flat_about=(0.08, 19, 21)
+    )
 
 
 def origin_in(path: Path) -> dict:
@@ -208,6 +210,7 @@ def test_an_exported_volume_is_read_back_with_its_geometry(
     np.testing.assert_array_equal(back.angles_deg, volume.angles_deg)
     assert back.geometry == volume.geometry
     assert back.window == volume.window
+    assert back.flat_about == volume.flat_about
 
 
 def test_voxel_units_go_into_what_needs_no_lengths(tmp_path: Path, result: Reconstruction) -> None:
