@@ -41,7 +41,8 @@ def rocking_scan(
     detectors : Readable or sequence of Readable
         The area detector, or several devices to read at each point.
     motor : Movable
-        Turns the crystal.
+        Turns the crystal; or the monochromator, with the crystal at rest: angles are then energies in its
+        own unit, eV or keV.
     start : float
         First angle, deg; it may be larger than the last one.
     stop : float
