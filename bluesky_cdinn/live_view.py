@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bluesky_cdinn.colours import cyclic_colours
 from bluesky_cdinn.files import replacing
 from bluesky_cdinn.records import PartialResult
-from bluesky_cdinn.view import cyclic_colours
 
 _AXES = ("rocking", "row", "column")
 _MARGIN = 2

@@ -14,7 +14,7 @@ the volume's edge that ends what is seen, and the resolution is a bound: at leas
 and other estimates are worth is told in ``docs/explanations/resolution.md``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,12 +192,6 @@ def resolutions(
             if np.isfinite(shells.value).any():
                 scalars[f"resolution_{name}_nm"] = float(np.pi / (shells.reach * shells.cut_off))
     return curve[:, np.isfinite(curve[1])], scalars
-
-
-def is_bound(scalars: Mapping[str, float]) -> bool:
-    """Return whether a resolution is only a bound: every shell of the volume is resolved."""
-    limit = scalars.get("resolution_limit_nm")
-    return limit is not None and scalars.get("resolution_nm", np.inf) <= 1.001 * limit
 
 
 def edge_widths(
