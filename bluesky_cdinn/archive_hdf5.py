@@ -59,7 +59,7 @@ def read_hdf5(
             stack = _named(file, entry, frames) if frames else _only_frames(entry)
             points = stack.shape[0]
             rocked = _named(file, entry, angles) if angles else _only_angles(entry, points)
-            motor = str(rocked.name).rsplit("/", 1)[-1]
+            motor = str(rocked.name).rsplit("/", 1)[-1].removesuffix("_deg")
             unit = _unit(rocked)
             given = {
                 name: _per_frame(_named(file, entry, dataset), points)
