@@ -7,6 +7,7 @@ the scan went, and row 0 is the detector's top. Lengths are in nm, reciprocal le
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -334,6 +335,11 @@ class Reconstruction:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "success"
     reason: str = ""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        # By name: figures are layers above, and what travels needs none of them.
+        return import_module("bluesky_cdinn.notebook").reconstruction_html(self)
 
     @property
     def amplitude(self) -> NDArray[np.float32]:
