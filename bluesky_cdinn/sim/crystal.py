@@ -124,7 +124,7 @@ def random_crystal(
     if not size_nm > 0:
         raise InvalidInput(f"size_nm must be above 0, got {size_nm}")
     _check(phase_range_rad, defect)
-    return strained_crystal(rng, random_polyhedron(rng, size_nm), phase_range_rad, defect=defect)
+    return _strained(rng, random_polyhedron(rng, size_nm), size_nm / 2, phase_range_rad, defect)
 
 
 def strained_crystal(
@@ -149,7 +149,17 @@ def strained_crystal(
         If the range is out of bounds, or the defect unknown.
     """
     _check(phase_range_rad, defect)
-    field = _random_field(rng, body, body.diameter() / 2, phase_range_rad)
+    return _strained(rng, body, body.diameter() / 2, phase_range_rad, defect)
+
+
+def _strained(
+    rng: np.random.Generator,
+    body: Polyhedron,
+    reach_nm: float,
+    phase_range_rad: float,
+    defect: DefectName | None,
+) -> Crystal:
+    field = _random_field(rng, body, reach_nm, phase_range_rad)
     return Crystal(body, field, (random_defect(rng, defect, body),) if defect else ())
 
 
