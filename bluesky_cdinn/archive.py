@@ -180,7 +180,7 @@ def read_recorded(path: Path, cdi: Mapping[str, Any]) -> ArchivedScan:
     Raises
     ------
     InvalidInput, MissingMetadata
-        As `load_recording`.
+        As `bluesky_cdinn.sim.recording.load_recording`.
     """
     recording = load_recording(path, **cdi)
     files = tuple(sorted(path.glob("*.tif*"))) if path.is_dir() else (path,)
