@@ -51,7 +51,8 @@ def crystal_axes(
     Returns
     -------
     numpy.ndarray
-        Rows are the directions of [100], [010], [001] in the lab, float64 (3, 3): the ``axes`` of `bluesky_cdinn.lab_frame.to_lab_frame`.
+        Rows are the directions of [100], [010], [001] in the lab, float64 (3, 3): the ``axes``
+        of `bluesky_cdinn.lab_frame.to_lab_frame`.
         Where an orientation matrix U is known, Cartesian crystal axes to lab, it is ``U.T``.
 
     Raises
