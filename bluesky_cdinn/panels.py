@@ -22,7 +22,7 @@ from bluesky_cdinn.resolution import LEVEL
 
 FloatArray = NDArray[np.floating[Any]]
 
-_LINE = {"linewidth": 1.2, "color": INK}
+_LINE: dict[str, Any] = {"linewidth": 1.2, "color": INK}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +94,16 @@ def draw_fineness(axes: Axes, result: Reconstruction, size: float = 9) -> None:
     dress(axes, "Phase retrieval transfer", "frequency (cycles / voxel)", "PRTF", size)
     if result.shell_correlation is not None:
         dress(axes, "Resolution", "frequency (cycles / voxel)", "correlation, transfer", size)
-        axes.plot(*result.shell_correlation, label="with the truth, expected", **_LINE)
+        frequency, value = result.shell_correlation
+        axes.plot(frequency, value, label="with the truth, expected", **_LINE)
         axes.axhline(LEVEL, color=ACCENT, linewidth=0.8, linestyle="--")
         axes.text(0.01, LEVEL - 0.02, f"{LEVEL:g}: resolved", fontsize=size - 2, color=ACCENT, va="top")
     if result.resolution_curve is not None:
         style: dict[str, Any] = (
             _LINE if result.shell_correlation is None else {"color": SECOND, "linewidth": 1}
         )
-        axes.plot(*result.resolution_curve, label="PRTF: starts", **style)
+        frequency, value = result.resolution_curve
+        axes.plot(frequency, value, label="PRTF: starts", **style)
         if result.shell_correlation is None:
             axes.axhline(1 / np.e, color=ACCENT, linewidth=0.8, linestyle="--")
     axes.set(ylim=(0, 1.05), xlim=(0, 0.5))
@@ -158,12 +160,13 @@ def draw_strain_histogram(
     assert result.strain is not None
     dress(axes, "Strain", r"strain ($10^{-4}$)", "voxels (%)", size)
     known = np.isfinite(result.strain) & result.support
-    bulk = np.asarray(ndimage.binary_erosion(result.support))
-    edges = np.linspace(1.3 * limits[0], 1.3 * limits[1], 41)
-    for where, label, style in (
+    bulk = np.asarray(ndimage.binary_erosion(result.support), dtype=np.bool_)
+    edges = np.linspace(1.3 * limits[0], 1.3 * limits[1], 41).tolist()
+    styles: tuple[tuple[NDArray[np.bool_], str, dict[str, Any]], ...] = (
         (known & bulk, "bulk", {"histtype": "stepfilled", "color": "#b9c4cf"}),
         (known & ~bulk, "surface", {"histtype": "step", "color": ACCENT, "linewidth": 1.2}),
-    ):
+    )
+    for where, label, style in styles:
         values = 1e4 * result.strain[where].clip(-1, 1)
         if len(values):
             # What lies beyond is counted in the last bins.
