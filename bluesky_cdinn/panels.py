@@ -122,7 +122,7 @@ def draw_slices(places: Sequence[Axes], box: Box, quantity: Quantity, size: floa
         edge = np.transpose(box.support, order)[box.centre[across]]
         high, wide = (n * box.step / 2 for n in plane.shape)
         names = [f"{box.names[i]} ({box.unit})" for i in (horizontal, vertical)]
-        dress(axes, f"{quantity.title} across {box.names[across]}", *names, size)
+        dress(axes, f"{quantity.title} across {box.names[across]}", names[0], names[1], size)
         axes.imshow(
             np.ma.masked_where(~edge | ~np.isfinite(plane), plane), cmap=quantity.colours, norm=norm,
             origin="lower", extent=(-wide, wide, -high, high), interpolation="nearest",

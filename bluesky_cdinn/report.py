@@ -13,7 +13,7 @@ _NUMBERS = (
     ("confidence", "confidence", 100.0, "{:.0f} %"),
     ("agreement", "agreement of starts", 100.0, "{:.1f} %"),
     ("resolution_nm", "resolution", 1.0, "{:.1f} nm"),
-    ("resolution_voxels", "resolution", 1.0, "{:.1f} voxels"),
+    ("resolution_voxels", "resolution in voxels", 1.0, "{:.1f}"),
     ("resolution_{}_nm", "resolution along {}", 1.0, "{:.0f}"),
     ("edge_width_nm", "edge width", 1.0, "{:.1f} nm"),
     ("size_nm", "size", 1.0, "{:.0f} nm"),
