@@ -140,8 +140,8 @@ def _frame(axes: Axes, box: Box, side: Side, seen: FloatArray, size: float) -> N
             "", tuple(end), tuple(start), arrowprops={"arrowstyle": "->", "color": PALE, "linewidth": 0.9}
         )
         name = corner + 1.15 * arm * np.array(along)
-        axes.text(name[0], name[1], box.names[axis], fontsize=size - 1, color=PALE, ha="left" if along[0] else "center",
-                  va="center" if along[0] else "bottom")  # fmt: skip
+        ha, va = ("left", "center") if along[0] else ("center", "bottom")
+        axes.text(name[0], name[1], box.names[axis], fontsize=size - 1, color=PALE, ha=ha, va=va)
 
 
 def _plain_title(box: Box, side: Side) -> str:
