@@ -185,6 +185,11 @@ def _rocked(beamline: Beamline, words: Mapping[str, Any]) -> Circle:
             f"{', '.join(circle.name for circle in beamline.sample)}, got {name!r}: say which one it turns "
             "in cdi.rocking_circle, or scanned = 'energy' if it is the photon energy's"
         )
+    if any(circle.name == carrying.name for carrying in beamline.arm):
+        raise InvalidInput(
+            f"a rocking circle must leave the detector where it is, and {circle.name} of {beamline.title} "
+            "carries it with the sample: rock another circle"
+        )
     return circle
 
 

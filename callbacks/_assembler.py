@@ -15,7 +15,7 @@ from bluesky_cdinn.callbacks._assets import (
     stored_numbers,
     stream_frames,
 )
-from bluesky_cdinn.callbacks._circles import circle_readings
+from bluesky_cdinn.callbacks._circles import angles_read, circle_readings
 from bluesky_cdinn.callbacks._documents import BASELINE, RunDocuments, understood
 from bluesky_cdinn.callbacks._frames import frame_array, in_pieces
 from bluesky_cdinn.callbacks._keys import (
@@ -253,14 +253,16 @@ class RockingCurveAssembler:
         values = {key: value for _, readings in devices for key, value in readings.items()}
         read = geometry_readings(devices)
         # A cdi entry may name a device's key instead of a value: {"energy_keV": "mono_energy"}.
-        said, filled = (_looked_up(layer, values) for layer in (start.get("cdi", {}), self._defaults))
+        angles = self._angles(stream, devices)
+        there = {key: value for values in reversed(angles) for key, value in values.items()}
+        said, filled = (_looked_up(layer, values, there) for layer in (start.get("cdi", {}), self._defaults))
         scan: dict[str, Any] = {}
         if self._scans_energy(stream, angle):
             scan = {"scanned": "energy", "energy_keV": float(np.median(degrees))}
         try:
             name = self._cdi("beamline")
             if name is not None:
-                read |= self._circles(load_beamline(name), stream, devices, angle)
+                read |= self._circles(load_beamline(name), angles, angle)
             cdi = {**filled, **read, **said, **scan}
             return cdi, *geometry_from(scan, said, read, filled)
         except InvalidInput as error:
@@ -268,19 +270,20 @@ class RockingCurveAssembler:
             logger.warning("the geometry can't be used: %s", error)
             return {**filled, **read, **said, **scan}, None, (str(error),)
 
-    def _circles(
-        self,
-        beamline: Beamline,
-        stream: Stream,
-        devices: Sequence[tuple[str, Mapping[str, Any]]],
-        angle: str,
-    ) -> dict[str, Any]:
-        """Return which circle is rocked, and where all stood: read with the points, before them, or set."""
+    def _angles(
+        self, stream: Stream, devices: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> list[dict[str, float]]:
+        """Return the angles, deg, by key, that were read with the points, before them, or are set."""
         name = next(name for name, known in self._run.streams.items() if known is stream)
         first = next(iter(self._run.points.get(name, {}).values()), {})
-        said = [(stream, first)]
-        said += [(self._run.streams.get(name, stream), readings) for name, readings in devices[::-1]]
-        read: dict[str, Any] = {"rocking_motor": angle, CIRCLES: circle_readings(beamline, said)}
+        before = [(self._run.streams.get(name, stream), readings) for name, readings in devices[::-1]]
+        return [angles_read(*read) for read in ((stream, first), *before)]
+
+    def _circles(
+        self, beamline: Beamline, angles: Sequence[Mapping[str, float]], angle: str
+    ) -> dict[str, Any]:
+        """Return which circle is rocked, and where all stood."""
+        read: dict[str, Any] = {"rocking_motor": angle, CIRCLES: circle_readings(beamline, angles)}
         motors = (angle, str(self._cdi("rocking_motor")))
         rocked = next((circle for motor in motors if (circle := beamline.rocked_by(motor))), None)
         return read if rocked is None else read | {"rocking_circle": rocked.name}
@@ -304,12 +307,17 @@ class RockingCurveAssembler:
         return (self._run.start or {}).get(name) if value is None else value
 
 
-def _looked_up(layer: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry's layer with the values of the devices' keys that it names; names stay names."""
+def _looked_up(
+    layer: Mapping[str, Any], values: Mapping[str, Any], angles: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return an entry's layer with the values of the devices' keys that it names; names stay names.
+
+    Circles are looked up among the ``angles``, deg.
+    """
     found = {k: values.get(v, v) if isinstance(v, str) and k not in WORDS else v for k, v in layer.items()}
     circles = found.get(CIRCLES)
     if isinstance(circles, Mapping):
-        found[CIRCLES] = _looked_up(circles, values)
+        found[CIRCLES] = _looked_up(circles, angles, angles)
     return found
 
 

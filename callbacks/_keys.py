@@ -13,7 +13,8 @@ from bluesky_cdinn.goniometer import is_called
 from bluesky_cdinn.records import Geometry
 
 COUNT_TIME_NAMES = ("count_time_s", "count_time", "acquire_time", "exposure_time", "preset_time", "exposure")
-GEOMETRY_NAMES = tuple(f.name for f in fields(Geometry))
+# What is scanned isn't a device's to say: ``frames_scanned`` is a number.
+GEOMETRY_NAMES = tuple(f.name for f in fields(Geometry) if f.name != "scanned")
 
 # A data key without units is taken to be in the first one of its table.
 DEGREES = {"deg": 1.0, "mdeg": 1e-3, "udeg": 1e-6} | {
@@ -80,7 +81,8 @@ class Stream:
         """Factor from a key's own units to the first of a table."""
         described = self.data_keys.get(key) or self.configuration_keys.get(key) or {}
         name = str(described.get("units") or "").strip().replace("\N{MICRO SIGN}", "u")
-        return units.get(name, units.get(name.lower().removesuffix("s").removesuffix("ree"), 1.0))
+        short = name.lower().removesuffix("s").removesuffix("ree").removesuffix("ian")
+        return units.get(name, units.get(short, 1.0))
 
     def is_energy(self, key: str) -> bool:
         """Whether a data key is described in a unit of photon energy."""

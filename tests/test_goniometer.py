@@ -258,6 +258,7 @@ def test_a_file_that_is_wrong_is_told_where(tmp_path, old, new, message):
         ({"beamline": "nowhere"}, "one of 34idc, .*got 'nowhere'"),
         ({"beamline": 34}, "beamline must be a name"),
         ({"beamline": "34idc", "rocking_motor": "north"}, "theta, chi, phi, got 'north'.*rocking_circle"),
+        ({"beamline": "sixs", "rocking_motor": "beta"}, "beta of SOLEIL SIXS, until 2021 carries it"),
         ({"beamline": "34idc", "circles_deg": {"delta": "x"}}, "circles_deg.delta must be a number"),
         ({"beamline": "34idc", "circles_deg": {"th": 4000}}, "circles_deg.theta must be .*check its unit"),
         ({"beamline": "34idc", "circles_deg": 3}, "circles_deg must be a mapping"),

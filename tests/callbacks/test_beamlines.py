@@ -7,7 +7,10 @@ from bluesky import RunEngine
 from ophyd.sim import SynAxis, SynSignal
 
 from bluesky_cdinn.callbacks import RockingCurveAssembler
+from bluesky_cdinn.callbacks._circles import angles_read, circle_readings
+from bluesky_cdinn.callbacks._keys import Stream, geometry_readings
 from bluesky_cdinn.geometry import geometry_from
+from bluesky_cdinn.goniometer import load_beamline
 from bluesky_cdinn.plans import rocking_scan
 
 SAID = {
@@ -75,6 +78,44 @@ def test_the_start_document_says_angles_or_whose_they_are(detector):
     plan = bpp.baseline_wrapper(rocking_scan(detector, axis("om", 12.0), 11.9, 12.1, 5, cdi=cdi), [tth])
     curve = curve_of(plan)
     assert curve.geometry == expected(rocking_motor="om")
+
+
+def test_a_circle_s_motor_may_be_read_with_each_point_and_in_radians(detector):
+    robot = InRadians(name="robot")
+    robot.set(np.radians(31.0)).wait()
+    cdi = {**SAID, "beamline": "p10", "detector": "det", "circles_deg": {"gamma": 5.0, "delta": "robot"}}
+    cdi["circles_deg"]["mu"] = 0.2
+    for plan in (
+        rocking_scan([detector, robot], axis("om", 12.0), 11.9, 12.1, 5, cdi=cdi),
+        bpp.baseline_wrapper(rocking_scan(detector, axis("om", 12.0), 11.9, 12.1, 5, cdi=cdi), [robot]),
+    ):
+        geometry = curve_of(plan).geometry
+        assert geometry.detector_angles_deg == pytest.approx(expected(rocking_motor="om").detector_angles_deg)
+
+
+class InRadians(SynAxis):
+    def describe(self):
+        return {key: {**described, "units": "radians"} for key, described in super().describe().items()}
+
+
+def test_angles_are_numbers_of_any_kind_and_a_circle_s_own_name_comes_first():
+    beamline = load_beamline("p10")
+    stream = Stream({"gamma": {"units": "deg"}, "arm_delta": {}, "delta": {}}, {}, {}, {}, {})
+    values = {
+        "arm_delta": 3.0,
+        "delta": np.array([31.0]),
+        "gamma": np.float32(5.0),
+        "mu": float("nan"),
+        "chi": "no",
+        "om": True,
+    }
+    assert circle_readings(beamline, [angles_read(stream, values)]) == {"delta": 31.0, "gamma": 5.0}
+
+
+def test_no_device_says_what_is_scanned():
+    assert geometry_readings([("det", {"det_frames_scanned": 61, "det_energy_keV": 9.0})]) == {
+        "energy_keV": 9.0
+    }
 
 
 def test_a_motor_of_no_circle_leaves_voxel_units_and_says_why(detector, caplog):
