@@ -7,19 +7,32 @@ to the innermost. Files that ship lie in ``data/beamlines``; any other is named 
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.records import Vector
+from bluesky_cdinn.records import Geometry, Vector
 
 FloatArray = NDArray[np.float64]
 
 PRESETS = Path(__file__).parent / "data" / "beamlines"
+
+# What a beamline's file may say of the cdi metadata: what doesn't follow from the circles or from the scan.
+FIXED = {f.name for f in fields(Geometry)} | {"circles_deg"}
+FIXED -= {"detector_angles_deg", "detector_axes", "rocking_axis", "scanned"}
 
 _UNIT = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
@@ -128,8 +141,16 @@ class Beamline(_Described):
     )
     detector: Mount = Field(default=Mount(), description="How the detector sits on its arm.")
     cdi: dict[str, Any] = Field(
-        default_factory=dict, description="Entries of the cdi metadata where nobody says otherwise."
+        default_factory=dict,
+        description="Quantities and circles_deg of the cdi metadata where nobody says otherwise.",
     )
+
+    @field_validator("cdi")
+    @classmethod
+    def _is_read(cls, cdi: dict[str, Any]) -> dict[str, Any]:
+        if unread := sorted(cdi.keys() - FIXED):
+            raise ValueError(f"what is always so must be among {', '.join(sorted(FIXED))}, got {unread}")
+        return cdi
 
     @model_validator(mode="after")
     def _every_circle_has_a_name_of_its_own(self) -> "Beamline":

@@ -5,6 +5,7 @@ are phased on its central, coarse part; two that agree go up level by level to t
 fitted to the end, judged on voxels that no fit saw, and given its physical meaning.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +18,9 @@ import bluesky_cdinn
 from bluesky_cdinn import phasing, quality, resolution
 from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.device import choose_device
-from bluesky_cdinn.errors import IncompleteScan
+from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
+from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
 from bluesky_cdinn.half_sets import half_sets
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
@@ -39,6 +41,8 @@ from bluesky_cdinn.volume import assemble, load_frames
 from bluesky_cdinn.warm_start import WarmStart
 from bluesky_cdinn.watch import Cancel, Report, Watch
 from bluesky_cdinn.weights import shipped_weights
+
+logger = logging.getLogger(__name__)
 
 # Where an object was found that the running scan's updates knew already.
 RUNNING = "running scan"
@@ -112,11 +116,24 @@ def measured_volume(curve: RockingCurve, options: ReconstructionOptions) -> Diff
     fields = {
         name: field[box] if field.shape == whole else field for name, field in detector_fields(curve).items()
     }
-    clean = prepare(measured, dark=fields.get("dark"), flat=fields.get("flat"))
+    clean = with_lattice(prepare(measured, dark=fields.get("dark"), flat=fields.get("flat")))
     shape = options.max_shape or signal_window(clean.intensity, find_peak(clean))
     if curve.exit_status == "unfinished":
         return crop_around_peak(clean, shape)
     return cropped_flat(check_edges(clean), shape)
+
+
+def with_lattice(volume: DiffractionVolume) -> DiffractionVolume:
+    """Return the volume, without a geometry by which its peak is not swept: then voxel units are left."""
+    if volume.geometry is None:
+        return volume
+    try:
+        volume_bases(crop_around_peak(volume, (2, 2, 2)))
+    except InvalidInput as error:
+        logger.warning("the geometry can't be used: %s", error)
+        step = {"step": "geometry", "warnings": [str(error)]}
+        return replace(volume, geometry=None, history=(*volume.history, step))
+    return volume
 
 
 def reconstruct(

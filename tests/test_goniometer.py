@@ -242,6 +242,12 @@ def test_layers_go_before_the_beamline_s_own_values(tmp_path):
         ('name = "omega"', 'name = "omega"\nmotors = ["omega"]', r"named once, got \['omega'\]"),
         ("roll_deg = 7.0", "roll_deg = 700", r"detector\.roll_deg: .*less than or equal to 360"),
         ("[[sample]]", "[[samples]]", "sample: Field required"),
+        (
+            'title = "mine"',
+            'title = "mine"\ncdi = {pixel_size = 55}',
+            r"cdi: .*pixel_size_um.*got \['pixel_size'\]",
+        ),
+        ('title = "mine"', 'title = "mine"\ncdi = {scanned = "energy"}', r"got \['scanned'\]"),
         ('title = "mine"', "title = mine", "can't be read as TOML: .*line 2"),
     ],
 )

@@ -162,6 +162,18 @@ def test_result_says_what_it_depends_on_and_how_long_it_took(small, result):
     assert 0 <= result.scalars["phase_spread_rad"] < 0.3
 
 
+def test_a_geometry_by_which_the_scan_sweeps_nothing_leaves_voxel_units(caplog):
+    away = np.indices((24, 24, 24)) - 12
+    counts = np.round(1e4 * np.exp(-(away**2).sum(axis=0) / 8)).astype(np.float32)
+    ahead = replace(gold_geometry((24, 24)), detector_angles_deg=(0.0, 0.0), beam_centre_px=(12.0, 12.0))
+    curve = RockingCurve(counts, np.linspace(-0.1, 0.1, 24), geometry=ahead)
+    result = reconstruct_curve(curve, ReconstructionOptions(starts=1, refine=False))
+    assert result.direct_basis is None
+    told = next(step for step in result.history if step["step"] == "geometry")
+    assert "check rocking_axis and detector_angles_deg" in told["warnings"][0]
+    assert "stays on it" in caplog.text
+
+
 def test_without_a_geometry_the_result_stays_in_voxels(result):
     assert result.direct_basis is None
     assert result.strain is None
