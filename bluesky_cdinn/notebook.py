@@ -10,7 +10,7 @@ from bluesky_cdinn.crystal_box import crystal_box
 from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.panels import draw_scale, quantities
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.rendering import SIDES, draw_surface
+from bluesky_cdinn.rendering import draw_surface, sides
 from bluesky_cdinn.report import number_rows, sample_name
 
 
@@ -35,7 +35,7 @@ def _picture(result: Reconstruction) -> bytes:
     surface, quantity = box.surface(), quantities(box)[-1]
     drawing = Figure(figsize=(6, 2.9), dpi=80, facecolor="white")
     places = drawing.subplots(1, 2)
-    for axes, side in zip(places, SIDES, strict=False):
+    for axes, side in zip(places, sides(box), strict=False):
         colours = draw_surface(axes, box, surface, quantity, side, 8)
         if axes is places[-1]:
             draw_scale(axes, colours, quantity.label, 8)

@@ -18,7 +18,7 @@ from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.files import replacing
 from bluesky_cdinn.panels import Quantity, quantities
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.report import number_rows, sample_name
+from bluesky_cdinn.report import facet_rows, number_rows, sample_name, warning_lines
 from bluesky_cdinn.report_page import provenance
 from bluesky_cdinn.surface import Surface, values_at
 
@@ -52,12 +52,16 @@ def page(result: Reconstruction) -> str:
         # "</" may not stand in a script.
         shown = json.dumps(_shown(result), allow_nan=False).replace("</", "<\\/")
     rows = [*number_rows(finite_scalars(result)), ("grid", " x ".join(map(str, result.density.shape)))]
+    rows += [
+        (f"facet {name}", f"{area} nm², strain {strain} · 10⁻⁴") for name, area, strain in facet_rows(result)
+    ]
     numbers = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in rows)
     scan = "" if result.scan_id is None else f"scan {result.scan_id}, "
     fields = {
         "TITLE": html.escape(sample_name(result)),
         "RUN": html.escape(f"{scan}raw run {result.raw_uid or 'unknown'}"),
         "REASON": html.escape("" if result.support.any() else result.reason or "an empty reconstruction"),
+        "WARNINGS": html.escape("; ".join(warning_lines(result))),
         "NUMBERS": numbers,
         "PROVENANCE": html.escape(provenance(result)).replace("\n", "<br>"),
         "DATA": shown or "null",

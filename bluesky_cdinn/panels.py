@@ -13,12 +13,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from bluesky_cdinn.colours import ACCENT, AMPLITUDE, COUNTS, INK, PALE, SECOND, STRAIN, cyclic_colours
 from bluesky_cdinn.crystal_box import Box
 from bluesky_cdinn.records import Reconstruction
+from bluesky_cdinn.report import RockingTotals
 from bluesky_cdinn.resolution import LEVEL
+from bluesky_cdinn.strain import surface_shell
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -72,11 +73,13 @@ def dress(axes: Axes, title: str, x: str, y: str, size: float = 9) -> Axes:
     return axes
 
 
-def draw_rocking_curve(axes: Axes, angles: FloatArray, counts: FloatArray, size: float = 9) -> None:
-    """Draw counts over rocking angle, deg, each float (points,)."""
-    dress(axes, "Rocking curve", "angle (°)", "counts", size)
-    order = np.argsort(angles)
-    axes.plot(angles[order], counts[order], marker=".", markersize=3, **_LINE)
+def draw_rocking_curve(axes: Axes, rocking: RockingTotals, size: float = 9) -> None:
+    """Draw counts over rocking angle or photon energy."""
+    energies = rocking.scanned == "energy"
+    title, label = ("Energy scan", "energy (keV)") if energies else ("Rocking curve", "angle (°)")
+    dress(axes, title, label, "counts", size)
+    order = np.argsort(rocking.positions)
+    axes.plot(rocking.positions[order], rocking.counts[order], marker=".", markersize=3, **_LINE)
     axes.set_yscale("log")
 
 
@@ -158,13 +161,14 @@ def draw_strain_histogram(
 ) -> None:
     """Draw how strain is distributed, within limits in 1e-4, in the bulk and at the surface."""
     assert result.strain is not None
+    assert result.direct_basis is not None
     dress(axes, "Strain", r"strain ($10^{-4}$)", "voxels (%)", size)
     known = np.isfinite(result.strain) & result.support
-    bulk = np.asarray(ndimage.binary_erosion(result.support), dtype=np.bool_)
+    shell = surface_shell(result.support, result.direct_basis)
     edges = np.linspace(1.3 * limits[0], 1.3 * limits[1], 41).tolist()
     styles: tuple[tuple[NDArray[np.bool_], str, dict[str, Any]], ...] = (
-        (known & bulk, "bulk", {"histtype": "stepfilled", "color": "#b9c4cf"}),
-        (known & ~bulk, "surface", {"histtype": "step", "color": ACCENT, "linewidth": 1.2}),
+        (known & ~shell, "bulk", {"histtype": "stepfilled", "color": "#b9c4cf"}),
+        (known & shell, "surface", {"histtype": "step", "color": ACCENT, "linewidth": 1.2}),
     )
     for where, label, style in styles:
         values = 1e4 * result.strain[where].clip(-1, 1)

@@ -49,6 +49,17 @@ SIDES = (
     Side("from the side, from +x", (2, -1), (1, 1)),
     Side("from above, from +y", (0, 1), (2, -1)),
 )
+# Without a geometry: as the detector sees it, rows downwards, and from two sides of that.
+_GRID_SIDES = (
+    Side("along rocking", (2, 1), (1, -1)),
+    Side("along row", (2, 1), (0, 1)),
+    Side("along column", (1, 1), (0, 1)),
+)
+
+
+def sides(box: Box) -> tuple[Side, ...]:
+    """Return the three sides that a crystal is shown from."""
+    return SIDES if box.unit == "nm" else _GRID_SIDES
 
 
 def draw_surface(
@@ -125,8 +136,7 @@ def _frame(axes: Axes, box: Box, side: Side, seen: FloatArray, size: float) -> N
     axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - 1.25 * reach, middle[1] + reach))
     axes.set_aspect("equal")
     axes.set_axis_off()
-    axes.set_title(side.title if box.unit == "nm" else _plain_title(box, side), loc="left", fontsize=size,
-                   color=INK)  # fmt: skip
+    axes.set_title(side.title, loc="left", fontsize=size, color=INK)
     bar = nice_length(0.5 * reach)
     right, low = middle[0] + 0.95 * reach, middle[1] - 1.1 * reach
     axes.plot([right - bar, right], [low, low], color=INK, linewidth=2.2, solid_capstyle="butt")
@@ -142,11 +152,6 @@ def _frame(axes: Axes, box: Box, side: Side, seen: FloatArray, size: float) -> N
         name = corner + 1.15 * arm * np.array(along)
         ha, va = ("left", "center") if along[0] else ("center", "bottom")
         axes.text(name[0], name[1], box.names[axis], fontsize=size - 1, color=PALE, ha=ha, va=va)
-
-
-def _plain_title(box: Box, side: Side) -> str:
-    across = next(i for i in range(3) if i not in (side.right[0], side.up[0]))
-    return f"along {box.names[across]}"
 
 
 def nice_length(most: float) -> float:

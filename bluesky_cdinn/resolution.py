@@ -178,7 +178,8 @@ def resolutions(
         float32 (2, shells): frequency, cycles a voxel, and the correlation.
     scalars
         resolution_voxels; with bases resolution_nm, resolution_limit_nm (what the volume allows, and what
-        resolution_nm is where all of it is resolved), and resolution_x_nm, ``_y_``, ``_z_``, ``_q_``.
+        resolution_nm is where all of it is resolved), and resolution_x_nm, ``_y_``, ``_z_``, ``_q_``, each
+        with its resolution_limit_x_nm.
     """
     average = average_shells(halves)
     curve = np.stack([average.frequency * average.reach, average.value]).astype(np.float32)
@@ -190,7 +191,11 @@ def resolutions(
         for name, unit in lab_directions(q_vector).items():
             shells = shells_along(halves, reciprocal_basis, unit.tolist())
             if np.isfinite(shells.value).any():
-                scalars[f"resolution_{name}_nm"] = float(np.pi / (shells.reach * shells.cut_off))
+                limit = float(np.pi / shells.reach)
+                scalars |= {
+                    f"resolution_{name}_nm": limit / shells.cut_off,
+                    f"resolution_limit_{name}_nm": limit,
+                }
     return curve[:, np.isfinite(curve[1])], scalars
 
 

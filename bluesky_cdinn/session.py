@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 from bluesky import RunEngine
 from bluesky.utils import MsgGenerator, RunEngineInterrupted
-from numpy.typing import NDArray
 
 from bluesky_cdinn.callbacks import LiveReconstruction, ReconstructionSummary, stored_curve
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.errors import Cancelled, NotFound
 from bluesky_cdinn.jobs import Curve
 from bluesky_cdinn.records import Progress, Reconstruction
+from bluesky_cdinn.report import RockingTotals
 from bluesky_cdinn.settings import ReconstructionOptions, Settings
 from bluesky_cdinn.volume import load_frames
 from bluesky_cdinn.worker import ProgressCallback, ReconstructionWorker
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +117,16 @@ def reconstruct_stored(
         return ReconstructionSummary.from_start(catalog.processed[uid].metadata["start"])
 
 
-def rocking_totals(catalog: Catalog, raw_uid: str) -> tuple[FloatArray, FloatArray] | None:
-    """Return angles in degrees and total counts of a stored scan, float64 (points,); None if it's gone."""
+def rocking_totals(catalog: Catalog, raw_uid: str) -> RockingTotals | None:
+    """Return the total counts of a stored scan's frames; None if it's gone."""
     try:
         curve = load_frames(stored_curve(catalog, raw_uid))
     except NotFound:
         return None
-    return curve.angles_deg, np.asarray(curve.frames).sum(axis=(1, 2), dtype=np.float64)
+    scanned = "angle" if curve.geometry is None else curve.geometry.scanned
+    return RockingTotals(
+        curve.angles_deg, np.asarray(curve.frames).sum(axis=(1, 2), dtype=np.float64), scanned
+    )
 
 
 class _PointCounter:

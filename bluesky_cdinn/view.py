@@ -1,12 +1,9 @@
 """A reconstruction at a glance: the scan, how phasing went, the crystal in three slices, the numbers."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
-from numpy.typing import NDArray
 
 from bluesky_cdinn.colours import INK, PALE
 from bluesky_cdinn.crystal_box import crystal_box
@@ -14,12 +11,10 @@ from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.files import replacing
 from bluesky_cdinn.panels import draw_fineness, draw_misfit, draw_rocking_curve, draw_slices, quantities
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.report import number_rows, sample_name
-
-FloatArray = NDArray[np.floating[Any]]
+from bluesky_cdinn.report import RockingTotals, number_rows, sample_name
 
 
-def figure(result: Reconstruction, rocking: tuple[FloatArray, FloatArray] | None = None) -> Figure:
+def figure(result: Reconstruction, rocking: RockingTotals | None = None) -> Figure:
     """Draw a reconstruction.
 
     Parameters
@@ -27,7 +22,7 @@ def figure(result: Reconstruction, rocking: tuple[FloatArray, FloatArray] | None
     result
         What to draw; a failed one shows its reason.
     rocking
-        Angles in degrees and counts of the rocking curve, each float (points,), where at hand.
+        What its frames counted, where at hand.
 
     Returns
     -------
@@ -52,7 +47,7 @@ def figure(result: Reconstruction, rocking: tuple[FloatArray, FloatArray] | None
     return drawing
 
 
-def save(result: Reconstruction, path: Path, rocking: tuple[FloatArray, FloatArray] | None = None) -> None:
+def save(result: Reconstruction, path: Path, rocking: RockingTotals | None = None) -> None:
     """Draw a reconstruction into an image file; png, pdf or svg as the path's suffix says."""
     drawing = figure(result, rocking)
     with replacing(path) as stream:
@@ -60,13 +55,13 @@ def save(result: Reconstruction, path: Path, rocking: tuple[FloatArray, FloatArr
 
 
 def _draw_course(
-    drawing: Figure, grid: GridSpec, result: Reconstruction, rocking: tuple[FloatArray, FloatArray] | None
+    drawing: Figure, grid: GridSpec, result: Reconstruction, rocking: RockingTotals | None
 ) -> None:
     """Draw, side by side, the rocking curve, chi2 by iteration and the resolution, those that there are."""
     wanted = [rocking is not None, result.progress is not None, result.resolution_curve is not None]
     places = iter(grid[0, :3].subgridspec(1, max(sum(wanted), 1), wspace=0.32))
     if rocking is not None:
-        draw_rocking_curve(drawing.add_subplot(next(places)), *rocking)
+        draw_rocking_curve(drawing.add_subplot(next(places)), rocking)
     if result.progress is not None:
         draw_misfit(drawing.add_subplot(next(places)), result.progress)
     if result.resolution_curve is not None:

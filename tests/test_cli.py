@@ -112,11 +112,29 @@ def test_show_tells_all_and_draws(replayed: dict[str, Any], home: Path, tmp_path
     assert imread(figure).shape[0] > 500
 
 
+@pytest.mark.parametrize("suffix", ["png", "pdf", "html"])
+def test_a_report_is_written(replayed: dict[str, Any], home: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"crystal.{suffix}"
+    code, answer, err = cdinn("report", replayed["processed_uid"][:8], "-o", path, "--directory", home)
+    assert code == 0, err
+    assert answer == {"output": str(path), "raw_uid": replayed["raw_uid"], "status": "success"}
+    begins = {"png": b"\x89PNG", "pdf": b"%PDF", "html": b"<!DOCTYPE html>"}[suffix]
+    assert path.read_bytes().startswith(begins)
+
+
+def test_show_prints_numbers_as_people_read_them(replayed: dict[str, Any], home: Path) -> None:
+    done = CliRunner().invoke(app, ["show", replayed["processed_uid"][:8], "--directory", str(home)])
+    assert done.exit_code == 0
+    assert "agreement of starts" in done.stdout
+    assert "nm" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
 def test_a_figure_that_cannot_be_drawn_is_refused(
-    replayed: dict[str, Any], home: Path, tmp_path: Path
+    replayed: dict[str, Any], home: Path, tmp_path: Path, command: str
 ) -> None:
     uid = replayed["processed_uid"]
-    code, answer, _ = cdinn("show", uid, "--directory", home, "-o", tmp_path / "crystal.xyz")
+    code, answer, _ = cdinn(command, uid, "--directory", home, "-o", tmp_path / "crystal.xyz")
     assert (code, answer["type"]) == (1, "InvalidInput")
 
 

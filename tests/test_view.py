@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 from bluesky_cdinn import colours, crystal_box, view
 from bluesky_cdinn.records import Reconstruction
+from bluesky_cdinn.report import RockingTotals
 
 SHEARED = np.array([[8.0, 0.0, 0.0], [1.0, 7.0, 0.0], [4.0, 0.0, 7.0]])
 
@@ -70,7 +71,7 @@ def test_without_bases_the_grids_own_axes_are_shown() -> None:
 
 def test_a_figure_says_what_is_known_with_units() -> None:
     angles = np.linspace(-0.5, 0.5, 21)
-    text = words(view.figure(ball(), (angles, 1e5 * np.exp(-(angles**2) * 20))))
+    text = words(view.figure(ball(), RockingTotals(angles, 1e5 * np.exp(-(angles**2) * 20))))
     for word in (
         "gold",
         "scan 7",
