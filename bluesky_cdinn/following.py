@@ -214,7 +214,7 @@ def update(
             )
             support &= quality.half_level_support(density)
             full = tuple(posed.full.magnitude.shape)
-            centre, changed = zero_frequency(centred), {}
+            centre, changed, moved = zero_frequency(centred), {}, [0.0, 0.0, 0.0]
             if earlier is not None and earlier.full == full:
                 # About another centre the same crystal has another ramp in its phase.
                 centre = earlier.centre
@@ -229,7 +229,9 @@ def update(
                 density, changed = change(density, earlier.density)
                 support = quality.half_level_support(density)
         with watch.stage("strain"):
-            physical = pipeline.physical_result(centred, density, support)
+            # Its Q is that of the volume's own centre.
+            there = (density * quality.ramp(density.shape, [-m for m in moved])).astype(np.complex64)
+            physical = pipeline.physical_result(centred, there, support)
     numbers.pop("transfer", None)
     frame = earlier.frame if earlier is not None else Frame.around(support)
     amplitude, phase = preview(density, support, frame)
