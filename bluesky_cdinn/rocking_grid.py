@@ -72,7 +72,8 @@ def rocking_grid(angles_deg: ArrayLike) -> tuple[float, float, int]:
     slope, offset = np.polyfit(places, angles, 1)
     if not is_even((angles - offset) / slope):
         apart = steps[steps > NEAR * median]
-        mean = float(apart.sum() / len(apart))
+        # Over all of the range: what repeats differ by is part of it.
+        mean = float((angles[-1] - angles[0]) / len(apart))
         # Uneven steps without a gap: as many slices as there are angles.
         if apart.max() < GAP * mean:
             return float(angles[0]), mean, len(apart) + 1

@@ -80,6 +80,15 @@ def test_steps_that_grow_keep_as_many_slices_as_angles():
     assert step == pytest.approx(2 / 63)
 
 
+def test_repeats_at_uneven_angles_leave_no_end_of_the_scan_out():
+    u = np.cumsum(np.linspace(0.6, 1.8, 60))
+    angles = np.concatenate([u, u + np.random.default_rng(5).normal(0, 0.1, 60)])
+    first, step, n = rocking_grid(angles)
+    assert (first, first + step * (n - 1)) == pytest.approx((angles.min(), angles.max()))
+    used = [frame for share in frame_shares((angles - first) / step, n) for frame in share]
+    assert set(used) == set(range(120))
+
+
 def test_a_frame_between_the_slices_of_a_coarse_wing_is_used():
     positions = np.concatenate([np.arange(0.5, 10, 2), np.arange(10.0, 20.0)])
     shares = frame_shares(positions, 20)
