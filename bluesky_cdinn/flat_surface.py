@@ -62,10 +62,12 @@ def crystal_surface(
 ) -> Surface:
     """Return the surface of a crystal; what is hollow inside it doesn't count.
 
+    A crystal so thin that nothing of it is left once smoothed, a voxel or two, has none: no triangle.
+
     Raises
     ------
     InvalidInput
-        If the support is empty or fills the box.
+        If the support is empty.
     """
     if not support.any():
         raise InvalidInput("facets need a crystal, the support has no voxel")
@@ -79,7 +81,10 @@ def crystal_surface(
     edges = np.linalg.norm(direct_basis, axis=0)
     sigma = SMOOTHING * np.cbrt(np.prod(edges)) / edges
     even = np.where(core, typical, amplitude)
-    smooth = ndimage.gaussian_filter(even, sigma)
+    # Beyond the box there is nothing, however far the smoothing of long voxels reaches.
+    smooth = ndimage.gaussian_filter(even, sigma, mode="constant")
+    if not smooth.max() > typical / 2:
+        return Surface(np.zeros((0, 3)), np.zeros((0, 3), np.int32), np.zeros((0, 3)), np.zeros(0))
     corners, triangles, _, _ = marching_cubes(smooth, typical / 2)
     first = np.array([part.start for part in box]) - margin - np.array(support.shape) // 2
     corners = (corners + first) @ direct_basis.T
@@ -108,6 +113,8 @@ def flat_parts(surface: Surface, voxel_nm: float) -> tuple[NDArray[np.int64], Fl
     tuple
         int64 (triangles,), and unit vectors float64 (facets, 3).
     """
+    if not len(surface.areas):
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 3))
     least = max(LEAST_SHARE * surface.areas.sum(), LEAST_FACES * voxel_nm**2)
     normals = _frequent_directions(surface, least)
     for _ in range(3):

@@ -208,7 +208,8 @@ def surface_and_bulk(
 
 def surface_shell(support: Mask, direct_basis: FloatArray) -> Mask:
     """Return what of the support is less than `SHELL` voxels of mean size under the surface, bool."""
-    return depth_nm(support, direct_basis) < SHELL * abs(np.linalg.det(direct_basis)) ** (1 / 3)
+    thickness = SHELL * abs(np.linalg.det(direct_basis)) ** (1 / 3)
+    return depth_nm(support, direct_basis, thickness) < thickness
 
 
 def depth_nm(support: Mask, direct_basis: FloatArray, most_nm: float = np.inf) -> Volume:

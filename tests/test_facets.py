@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bluesky_cdinn.errors import InvalidInput
-from bluesky_cdinn.facets import facet_table, facets, facets_of_table
+from bluesky_cdinn.facets import facet_table, facets, facets_of_table, find_facets
 from bluesky_cdinn.lattice_orientation import name_families
 from bluesky_cdinn.records import Reconstruction
 from bluesky_cdinn.sim.crystal import Crystal, SmoothField, sample
@@ -123,3 +123,12 @@ def test_voxel_units_and_nothing_are_refused(result):
         facets(replace(result, direct_basis=None))
     with pytest.raises(InvalidInput, match="no voxel"):
         facets(replace(result, support=np.zeros(SHAPE, dtype=bool)))
+
+
+@pytest.mark.parametrize("long", [1.0, 20.0])
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 1, 3), (1, 12, 12), (2, 2, 2)])
+def test_a_crystal_of_a_few_voxels_has_no_facets_and_is_no_error(size, long):
+    support = np.zeros((24, 20, 22), dtype=bool)
+    support[tuple(slice(8, 8 + n) for n in size)] = True
+    density = 100 * support.astype(np.complex64)
+    assert find_facets(density, support, np.diag([3.0, 3.0, 3.0 * long]), Q) == ()

@@ -188,6 +188,8 @@ def test_depth_and_shell_of_a_ball():
     voxel = abs(np.linalg.det(SHEARED)) ** (1 / 3)
     assert np.isnan(depth[~support]).all()
     assert np.abs(depth - (60.0 - radius))[support].max() < voxel
+    bounded = depth_nm(support, SHEARED, SHELL * voxel)
+    np.testing.assert_array_equal(bounded < SHELL * voxel, depth < SHELL * voxel)
     numbers = surface_and_bulk(depth, depth, support, SHEARED)
     assert numbers["strain_mean_surface"] < SHELL * voxel < numbers["strain_mean_bulk"]
     assert numbers["displacement_rms_bulk_nm"] >= numbers["displacement_mean_bulk_nm"]
