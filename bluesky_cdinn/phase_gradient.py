@@ -30,7 +30,7 @@ class Gradient:
     Parameters
     ----------
     values
-        Rad/nm, float64 (voxels,); NaN where the neighbours lie in a plane.
+        Rad/nm, float64 (voxels,); NaN where the neighbours lie in a plane, or have no amplitude.
     weights
         What the phase of each voxel of the `WINDOW` counts in it, 1/nm, float32 (voxels, 27); their sum is 0.
     """
@@ -68,7 +68,8 @@ def directional_gradient(
     turns = np.angle(neighbours * neighbours[:, len(WINDOW) // 2].conj()[:, None])
 
     # Weighted least squares of turns on 1 and the offsets: the slopes are those about the weighted mean.
-    total = weights.sum(axis=1)
+    # Where all amplitudes are zero there is no phase, and no plane.
+    total = np.maximum(weights.sum(axis=1), np.finfo(np.float32).tiny)
     mean = weights @ WINDOW / total[:, None]
     pairs = (WINDOW[:, :, None] * WINDOW[:, None, :]).reshape(-1, 9)
     spread = (weights @ pairs / total[:, None]).reshape(-1, 3, 3) - mean[:, :, None] * mean[:, None, :]
@@ -113,11 +114,14 @@ def window_width_nm(gradient: Gradient, direct_basis: FloatArray, direction: Flo
 
     A derivative by weights w at places x answers a slow wave as the true one after smoothing by a kernel of
     variance sum(w x**3) / 3 / sum(w x): a central difference is an average over two voxels. The full width
-    at half maximum of the Gaussian of that variance is returned.
+    at half maximum of the Gaussian of that variance is returned; NaN where no gradient is known.
     """
     along = WINDOW @ direct_basis.T @ direction
+    known = gradient.weights[np.isfinite(gradient.values)]
+    if not len(known):
+        return float("nan")
     # The window that is least cut: the one whose weights have the least sum of squares.
-    weights = gradient.weights[np.nanargmin(np.square(gradient.weights).sum(axis=1))]
+    weights = known[np.square(known).sum(axis=1).argmin()]
     variance = float(weights @ along**3 / (3 * (weights @ along)))
     return float(np.sqrt(8 * np.log(2) * max(variance, 0.0)))
 

@@ -173,6 +173,21 @@ def test_a_plate_one_voxel_thick_has_no_strain_and_no_error():
     assert "strain_rms" not in field.scalars
 
 
+def test_stray_voxels_and_holes_without_amplitude_take_nothing_from_the_rest():
+    density, support, _ = _bent(2e-5)
+    whole = strain_field(density, support, SHEARED, Q, spread_rad=0.05)
+    support[1, 1, 1] = density[1, 1, 1] = True
+    density[22:27, 18:23, 20:25] = 0
+    field = strain_field(density, support, SHEARED, Q, spread_rad=0.05)
+    assert np.isnan(field.strain[[1, 24], [1, 20], [1, 22]]).all()
+    assert np.isfinite(field.strain).sum() > 0.9 * np.isfinite(whole.strain).sum()
+    width = whole.scalars["strain_resolution_nm"]
+    assert field.scalars["strain_resolution_nm"] == pytest.approx(width, rel=1e-3)
+    lone = np.zeros(SHAPE, dtype=bool)
+    lone[3, 3, 3] = True
+    assert "strain_resolution_nm" not in strain_field(lone * 1.0, lone, SHEARED, Q).scalars
+
+
 def test_what_does_not_fit_is_refused():
     density = np.ones((4, 4, 4), dtype=np.complex64)
     with pytest.raises(InvalidInput, match="of one shape"):
