@@ -114,7 +114,7 @@ def rocking_frames(crystal: Crystal, geometry: Geometry) -> NDArray[np.float32]:
 
 def offsets_deg() -> FloatArray:
     """Return the rocking angles from the curve's centre, float64 (points,)."""
-    return (np.arange(POINTS) - POINTS // 2) * STEP_DEG
+    return (np.arange(POINTS, dtype=np.float64) - POINTS // 2) * STEP_DEG
 
 
 def counted(

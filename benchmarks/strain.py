@@ -70,9 +70,10 @@ class Truth:
 
 def truth_of(case: Measured, result: Reconstruction) -> Truth:
     """Return the truth of a reconstruction: of the crystal and its twin the one that is nearer."""
-    basis, q = result.direct_basis, result.q_vector
+    basis, q, geometry = result.direct_basis, result.q_vector, case.curve.geometry
     assert basis is not None
     assert q is not None
+    assert geometry is not None
     along = q / np.linalg.norm(q)
     shape = result.density.shape
     amplitude = np.abs(sample(case.crystal, basis, shape))
@@ -95,7 +96,7 @@ def truth_of(case: Measured, result: Reconstruction) -> Truth:
         rest = phase - design @ ramp
         strain = ((ahead - behind) / 0.1 - sign * ramp[1:] @ along) / np.linalg.norm(q)
         error = float(np.sqrt(np.mean(np.angle(np.exp(1j * (found - rest))) ** 2)))
-        mean_q = bragg_vector(case.curve.geometry) - sign * ramp[1:]
+        mean_q = bragg_vector(geometry) - sign * ramp[1:]
         own = sign * (cells - np.rint(offset).astype(int))
         truth = Truth(rest, strain, places, sign, own, float(np.linalg.norm(mean_q)))
         if best is None or error < best[0]:
