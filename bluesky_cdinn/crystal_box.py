@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bluesky_cdinn.lab_frame import to_lab_frame
+from bluesky_cdinn.lab_frame import LabObject, to_lab_frame
 from bluesky_cdinn.quality import typical_amplitude
 from bluesky_cdinn.records import Reconstruction
 from bluesky_cdinn.strain import flatten_phase
@@ -75,7 +75,7 @@ def crystal_box(result: Reconstruction, finer: float = 2.0) -> Box:
         step = max(np.linalg.norm(result.direct_basis, axis=0).min() / finer, extent / _MOST)
         lab = to_lab_frame(result, float(step))
         maps = lab.maps.get("strain"), lab.maps.get("displacement")
-        return Box(lab.density, lab.support, *maps, ("x", "y", "z"), "nm", lab.voxel_nm)
+        return Box(lab.density, _shape(lab), *maps, ("x", "y", "z"), "nm", lab.voxel_nm)
     places = np.argwhere(result.support)
     cut = tuple(
         slice(max(low - _MARGIN, 0), high + _MARGIN + 1)
@@ -83,3 +83,13 @@ def crystal_box(result: Reconstruction, finer: float = 2.0) -> Box:
     )
     flat, _ = flatten_phase(np.where(result.support, result.density, 0), result.support)
     return Box(flat[cut], result.support[cut], None, None, ("rocking", "row", "column"), "voxel", 1.0)
+
+
+def _shape(lab: LabObject) -> NDArray[np.bool_]:
+    """Return where the amplitude is over half of the typical one, near the support.
+
+    The support's voxels would show as steps: they are coarser than the lab's, and oblique.
+    """
+    level = 0.5 * typical_amplitude(np.where(lab.support, lab.density, 0))
+    near = ndimage.binary_dilation(lab.support, iterations=2)
+    return near & (lab.amplitude > level)
