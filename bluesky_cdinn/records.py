@@ -270,7 +270,8 @@ class Reconstruction:
     reciprocal_basis
         The same for one voxel of the diffraction volume, 1/nm.
     q_vector
-        The measured Bragg vector in the lab frame, 1/nm, float64 (3,).
+        Bragg vector of the mean lattice, lab frame, 1/nm, float64 (3,): what ramp the density's phase has is
+        in it already.
     displacement
         u_Q, nm, float32, NaN outside the support; None in voxel units.
     strain
