@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import tifffile
 from event_model import compose_run
 from numpy.typing import NDArray
 from tiled.queries import Eq
@@ -66,6 +67,8 @@ class ArchivedScan:
 
     def __post_init__(self) -> None:
         points = len(self.angles_deg)
+        if self.frames.dtype.kind not in "biuf":
+            raise InvalidInput(f"the frames of a scan must be real numbers, got {self.frames.dtype}")
         if len(self.frames.shape) != 3 or self.frames.shape[0] != points or points < 3:
             raise InvalidInput(
                 "a rocking scan must have three frames or more and an angle for each, got frames of shape "
@@ -110,6 +113,8 @@ def import_scan(catalog: Catalog, scan: ArchivedScan, *, again: bool = False) ->
     ------
     StoreUnavailable
         Tiled can't be asked whether it is there.
+    InvalidInput
+        A frame can't be read, or isn't like the first; nothing is kept then.
     """
     origin = origin_of(scan)
     if not again and (known := find_imported(catalog, origin)) is not None:
@@ -168,7 +173,7 @@ def import_documents(scan: ArchivedScan, origin: Mapping[str, Any]) -> Iterator[
     yield "descriptor", dict(stream.descriptor_doc)
     for place in range(points):
         data: dict[str, Any] = {name: float(values[place]) for name, values in columns.items()}
-        data[image] = np.asarray(scan.frames[place])
+        data[image] = _frame(scan, place)
         stamps = dict.fromkeys(data, run.start_doc["time"])
         yield "event", dict(stream.compose_event(data=data, timestamps=stamps, validate=False))
     yield "stop", dict(run.compose_stop())
@@ -213,6 +218,21 @@ def read_archived_volume(path: Path, cdi: Mapping[str, Any]) -> ArchivedScan:
         geometry["beam_centre_px"] = [row - volume.window[1], column - volume.window[2]]
     frames = np.where(volume.valid, volume.intensity, np.nan).astype(np.float32)
     return ArchivedScan((path,), cast(FrameStack, frames), volume.angles_deg, cdi={**geometry, **cdi})
+
+
+def _frame(scan: ArchivedScan, place: int) -> NDArray[Any]:
+    """Return a frame of the scan; a file can be damaged, or be another scan's, in its midst."""
+    try:
+        frame = np.asarray(scan.frames[place])
+    except (OSError, ValueError, KeyError, tifffile.TiffFileError) as error:
+        raise InvalidInput(f"frame {place} of {scan.files[0]} can't be read: {error}") from error
+    wanted = tuple(scan.frames.shape[1:]), scan.frames.dtype
+    if (frame.shape, frame.dtype) != wanted:
+        raise InvalidInput(
+            f"all frames of a scan must be alike, {wanted[1]} of shape {wanted[0]} as the first; "
+            f"frame {place} of {scan.files[0]} is {frame.dtype} of shape {frame.shape}"
+        )
+    return frame
 
 
 def _columns(scan: ArchivedScan) -> dict[str, NDArray[np.float64]]:

@@ -43,7 +43,7 @@ def tiff_frames(files: Sequence[Path]) -> TiffFrames:
     ordered = tuple(sorted(files, key=lambda path: (_number(path), path.name)))
     try:
         first = tifffile.imread(ordered[0])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise InvalidInput(f"{ordered[0]} can't be read as TIFF: {error}") from error
     if first.ndim != 2:
         raise InvalidInput(f"a TIFF file of a scan must hold one grey frame, {ordered[0]} has {first.shape}")
@@ -100,7 +100,9 @@ def read_spec(
             number = str(found.number)  # fmt: skip
     except (KeyError, IndexError, OSError, SfErrScanNotFound) as error:
         raise InvalidInput(f"{spec} holds no scan {scan or ''} that can be read: {error}") from error
-    motor = angles or (labels[0] if labels else "")
+    if not labels:
+        raise InvalidInput(f"scan {number} of {spec.name} has no columns")
+    motor = angles or labels[0]
     for name in filter(None, (motor, count_time, monitor)):
         if name not in columns:
             raise InvalidInput(f"scan {number} of {spec.name} has no column {name}, only {', '.join(labels)}")

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,6 +182,8 @@ def _scans(
     if absent := [str(path) for path in files if not path.exists()]:
         raise InvalidInput(f"files to import must exist, there is no {', '.join(absent)}")
     if spec is not None:
+        if frames:
+            raise InvalidInput("--frames names a dataset of HDF5; with --spec the frames are the TIFF files")
         from bluesky_cdinn.archive_spec import read_spec
 
         every = [path for given in files for path in (given.iterdir() if given.is_dir() else [given])]
@@ -194,17 +197,28 @@ def _scan(path: Path, cdi: dict[str, Any], frames: str | None, names: dict[str, 
     from bluesky_cdinn.archive import read_archived_volume, read_recorded
     from bluesky_cdinn.archive_hdf5 import read_hdf5
 
+    asked = {name: value for name, value in {"frames": frames, **names}.items() if value}
     if path.is_file() and h5py.is_hdf5(path):
-        with h5py.File(path) as file:
-            ours = "frames" in file and ("angles_deg" in file or "theta_deg" in file)
-            volume = "cxi_version" in file
-        if not volume and not (ours and frames is None and names["angles"] is None):
+        ours, volume = _what_hdf5_holds(path)
+        if asked or not (ours or volume):
             return read_hdf5(path, cdi, frames=frames, **names)
         return read_archived_volume(path, cdi) if volume else read_recorded(path, cdi)
-    if path.suffix.lower() == ".npz":
-        import numpy as np
-
-        with np.load(path, allow_pickle=False) as arrays:
-            if "intensity" in arrays:
+    if asked:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+        raise InvalidInput(
+            f"{options} can only be said of HDF5 and, with --spec, TIFF files; {path} is neither"
+        )
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as arrays:
+            if "intensity.npy" in arrays.namelist():
                 return read_archived_volume(path, cdi)
     return read_recorded(path, cdi)
+
+
+def _what_hdf5_holds(path: Path) -> tuple[bool, bool]:
+    """Return whether it is a recording of ours, and whether it is CXI."""
+    try:
+        with h5py.File(path) as file:
+            return "frames" in file and ("angles_deg" in file or "theta_deg" in file), "cxi_version" in file
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read as HDF5: {error}") from error

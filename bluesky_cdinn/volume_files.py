@@ -121,7 +121,7 @@ def _read_npz(path: Path) -> _Parts:
                 raise InvalidInput(f"{path} must hold an array 'intensity', it holds {sorted(file)}")
             mask = file["mask"].astype(bool) if "mask" in file else None
             return file["intensity"], mask, {name: file[name][()] for name in _SAID if name in file}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, InvalidInput):
             raise
         raise InvalidInput(f"{path} can't be read as npz of plain arrays: {error}") from error
@@ -172,16 +172,34 @@ def _volume(
         "negative": int(np.count_nonzero(intensity < 0)),
     }
     counts = np.where(valid, np.maximum(intensity, 0), 0).astype(np.float32)
-    angles = said.get("angles_deg")
+    angles, flat_about = _numbers(said, "angles_deg", path), _numbers(said, "flat_about", path, 3)
+    window = _numbers(said, "window", path, 3)
     return DiffractionVolume(
         intensity=counts,
         valid=valid,
-        angles_deg=None if angles is None else np.asarray(angles, dtype=np.float64),
+        angles_deg=angles,
         geometry=None if "geometry" not in said else geometry_from_plain(_json(said["geometry"], path)),
-        window=tuple(int(first) for first in said.get("window", (0, 0, 0))),  # pyright: ignore[reportArgumentType]
+        window=(0, 0, 0) if window is None else tuple(map(int, window)),  # pyright: ignore[reportArgumentType]
         history=(step,),
-        flat_about=None if "flat_about" not in said else tuple(map(float, said["flat_about"])),  # pyright: ignore[reportArgumentType]
+        flat_about=None if flat_about is None else tuple(map(float, flat_about)),  # pyright: ignore[reportArgumentType]
     )
+
+
+def _numbers(
+    said: Mapping[str, Any], name: str, path: Path, count: int | None = None
+) -> NDArray[np.float64] | None:
+    """Return a row of numbers that a file says, None where it doesn't."""
+    if name not in said:
+        return None
+    try:
+        values = np.asarray(said[name], dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    fits = values.ndim == 1 and values.size and count in (None, values.size)
+    if not fits or not np.isfinite(values).all():
+        wanted = "finite numbers" if count is None else f"{count} finite numbers"
+        raise InvalidInput(f"{name} in {path} must be a row of {wanted}, got {said[name]!r}")
+    return values
 
 
 def _json(text: Any, path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bluesky_cdinn.archive import (
     read_recorded,
 )
 from bluesky_cdinn.archive_hdf5 import read_hdf5
-from bluesky_cdinn.archive_spec import read_spec
+from bluesky_cdinn.archive_spec import read_spec, tiff_frames
 from bluesky_cdinn.callbacks import RockingCurveAssembler, stored_curve
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.export import export_volume
@@ -112,6 +112,59 @@ def test_what_is_asked_for_is_named_and_what_is_there_is_listed(nexus: Path) -> 
         read_hdf5(nexus, {}, scan="24", frames="measurement/mpx", angles="instrument/positioners/delta")
 
 
+def test_lengths_are_the_detectors_and_in_its_units(tmp_path: Path, frames: np.ndarray) -> None:
+    with h5py.File(tmp_path / "lima.h5", "w") as file:
+        file["entry_0000/data"] = frames
+    with h5py.File(tmp_path / "scan.nxs", "w") as file:
+        entry = file.create_group("entry")
+        entry["eta"] = np.radians(ANGLES)
+        entry["eta"].attrs["units"] = "radians"
+        entry["fluorescence/energy"] = np.linspace(0, 20, 64)
+        entry["fluorescence/energy"].attrs["units"] = "keV"
+        entry["instrument/attenuator/distance"] = 30.0
+        detector = entry.create_group("instrument/detector")
+        detector["data"] = h5py.ExternalLink("lima.h5", "/entry_0000/data")
+        entry["measurement/detector"] = h5py.SoftLink("/entry/instrument/detector/data")
+        said = {"distance": (500, "millimeter"), "x_pixel_size": (55, "um"), "y_pixel_size": (55, "microns"),
+                "beam_center_x": (0.385, "mm"), "beam_center_y": (330e-6, "m")}  # fmt: skip
+        for name, (value, unit) in said.items():
+            detector[name] = float(value)
+            detector[name].attrs["units"] = unit
+    scan = read_hdf5(tmp_path / "scan.nxs", {})
+    np.testing.assert_allclose(scan.angles_deg, ANGLES)
+    np.testing.assert_array_equal(scan.frames[3], frames[3])
+    assert set(scan.cdi) == {"detector_distance_m", "pixel_size_um", "beam_centre_px"}
+    assert scan.cdi["detector_distance_m"] == pytest.approx(0.5)
+    assert scan.cdi["beam_centre_px"] == pytest.approx([6.0, 7.0])
+    with h5py.File(tmp_path / "scan.nxs", "a") as file:
+        file["entry/mono"] = 9000 + np.arange(9.0)
+        file["entry/mono"].attrs["units"] = "eV"
+    energies = read_hdf5(tmp_path / "scan.nxs", {"scanned": "energy"}, angles="entry/mono")
+    np.testing.assert_allclose(energies.angles_deg, 9 + 0.001 * np.arange(9))
+    with pytest.raises(InvalidInput, match=r"must be one of deg.*got ev"):
+        read_hdf5(tmp_path / "scan.nxs", {}, angles="entry/mono")
+
+
+def test_what_holds_no_numbers_is_refused(nexus: Path) -> None:
+    with h5py.File(nexus, "a") as file:
+        file["24.1/complex"] = np.zeros((9, 4, 4), np.complex64)
+    for wrong in ({"frames": "sample/name"}, {"frames": "complex"}, {"angles": "sample/name"}):
+        with pytest.raises(InvalidInput, match=r"must be counts|must hold numbers"):
+            read_hdf5(nexus, {}, scan="24", **({"frames": "measurement/mpx"} | wrong))
+
+
+def test_a_frame_unlike_the_first_is_refused(tmp_path: Path, frames: np.ndarray) -> None:
+    for number, frame in enumerate(frames):
+        tifffile.imwrite(tmp_path / f"scan_{number}.tif", frame if number != 5 else frame[:6])
+    stack = tiff_frames(list(tmp_path.glob("*.tif")))
+    scan = ArchivedScan(stack.files, stack, ANGLES)
+    with pytest.raises(InvalidInput, match="frame 5 of"):
+        list(import_documents(scan, origin_of(scan)))
+    (tmp_path / "scan_5.tif").write_bytes(b"no image")
+    with pytest.raises(InvalidInput, match=r"frame 5 of .* can't be read"):
+        list(import_documents(scan, origin_of(scan)))
+
+
 def test_spec_says_the_angles_of_tiff_files(tmp_path: Path, frames: np.ndarray) -> None:
     pytest.importorskip("silx")
     # Numbers without leading zeros: by name, frame 10 would come before frame 2.
@@ -194,7 +247,7 @@ def test_a_damaged_file_leaves_no_half_run(tmp_path: Path, frames: np.ndarray, c
             return frames[index]
 
     damaged = ArchivedScan(scan.files, Damaged(), scan.angles_deg)
-    with pytest.raises(OSError, match="bad sector"):
+    with pytest.raises(InvalidInput, match=r"frame 5 of .*bad sector"):
         import_scan(catalog, damaged)
     assert len(catalog.raw) == 0
     assert not list(catalog.settings.spool.glob("*raw*"))

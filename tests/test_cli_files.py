@@ -73,3 +73,17 @@ def test_what_is_wrong_is_said_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "x.npz").touch()
     assert "NAME=VALUE" in told("import", str(tmp_path / "x.npz"), "--set", "energy", code=1)["error"]
     assert list(tmp_path.glob("*.cxi")) == []
+
+
+def test_damaged_files_and_options_that_do_not_apply_are_told(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file["frames"] = np.zeros((9, 40, 40))
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[:20000])
+    (tmp_path / "cut.npz").write_bytes(b"no archive")
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "empty.tif").touch()
+    for name in ("cut.h5", "cut.npz", "empty.npz", "empty.tif"):
+        assert name in told("import", str(tmp_path / name), code=1)["error"]
+    np.savez(tmp_path / "volume.npz", intensity=np.ones((4, 4, 4)), angles_deg=np.arange(4.0))
+    error = told("import", str(tmp_path / "volume.npz"), "--angles", "eta", code=1)["error"]
+    assert "--angles" in error

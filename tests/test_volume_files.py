@@ -132,3 +132,12 @@ def test_a_result_is_written_with_all_its_numbers(tmp_path: Path) -> None:
         assert float(out["agreement"]) == 0.99
         assert json.loads(str(out["timings_s"])) == {"prepare": 0.5}
         assert json.loads(str(out["parameters"])) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    "said", [{"window": 3}, {"window": [1, 2]}, {"flat_about": 0.5}, {"angles_deg": ["a"]}]
+)
+def test_what_is_said_of_a_volume_must_be_numbers(tmp_path, said):
+    np.savez(tmp_path / "v.npz", intensity=np.ones((4, 4, 4)), **said)
+    with pytest.raises(InvalidInput, match=next(iter(said))):
+        read_volume(tmp_path / "v.npz")

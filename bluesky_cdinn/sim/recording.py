@@ -222,7 +222,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"{path.name} must be an npz of plain arrays: {error}") from error
 
 
@@ -230,9 +230,15 @@ def _read_tiff(path: Path) -> dict[str, Any]:
     files = sorted(path.glob("*.tif*")) if path.is_dir() else [path]
     if not files:
         raise InvalidInput(f"a folder of frames must hold .tif or .tiff files, {path} holds none")
-    frames = np.concatenate([_as_stack(tifffile.imread(file)) for file in files])
+    try:
+        frames = np.concatenate([_as_stack(tifffile.imread(file)) for file in files])
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise InvalidInput(f"{path} must hold TIFF frames of one shape: {error}") from error
     beside = path.with_suffix(".json")
-    contents = json.loads(beside.read_text()) if beside.is_file() else {}
+    try:
+        contents = dict(json.loads(beside.read_text())) if beside.is_file() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{beside} must be a JSON object: {error}") from error
     return {**contents, "frames": frames}
 
 
