@@ -144,14 +144,17 @@ def resampled(
     centre = np.array(result.support.shape) // 2 - [cut.start for cut in box]
     to_index = np.column_stack([inverse @ basis, inverse @ origin_nm + centre])
 
-    def on_grid(values: NDArray[Any], order: int) -> NDArray[Any]:
-        return np.asarray(ndimage.affine_transform(values, to_index, output_shape=shape, order=order))
+    # Beyond the array there is air, which a support that reaches its edge is interpolated to.
+    def on_grid(values: NDArray[Any], order: int, mode: str = "grid-constant") -> NDArray[Any]:
+        return np.asarray(
+            ndimage.affine_transform(values, to_index, output_shape=shape, order=order, mode=mode)
+        )
 
     def of_known(values: Map, order: int) -> Map:
         known = np.isfinite(values[box])
         if not known.any():
             return np.full(shape, np.nan, np.float32)
-        extended = on_grid(_extended(values[box], known, spacing), order)
+        extended = on_grid(_extended(values[box], known, spacing), order, "nearest")
         inside = on_grid(known.astype(np.float32), 1) > 0.5
         return np.where(inside, extended, np.nan).astype(np.float32)
 

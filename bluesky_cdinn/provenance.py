@@ -45,7 +45,7 @@ def provenance(result: Reconstruction, processed_uid: str = "") -> dict[str, Any
         "raw_uid": result.raw_uid or None,
         "processed_uid": processed_uid or None,
         "scan_id": result.scan_id,
-        "sample": metadata.get("sample") or (cdi.get("sample") if isinstance(cdi, dict) else None),
+        "sample": _name(metadata.get("sample") or (cdi.get("sample") if isinstance(cdi, dict) else None)),
         "status": result.status,
         "weights": plain(result.parameters.get("weights")),
         "scalars": finite_scalars(result),
@@ -55,3 +55,9 @@ def provenance(result: Reconstruction, processed_uid: str = "") -> dict[str, Any
         "conventions": CONVENTIONS,
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _name(sample: Any) -> str | None:
+    """Return a sample's name; Bluesky's start documents have it as text or in a mapping."""
+    named = sample.get("name", sample) if isinstance(sample, dict) else sample
+    return None if named is None else str(named)

@@ -262,3 +262,11 @@ def test_a_suffix_names_its_format() -> None:
     assert {format_of(Path(f"x{suffix}")) for suffix in FORMATS.values()} == set(FORMATS)
     assert format_of(Path("x.h5")) == "nexus"
     assert format_of(Path("x.h5"), "cxi") == "cxi"
+
+
+@pytest.mark.parametrize("suffix", FORMATS.values())
+def test_a_sample_told_as_a_mapping_is_called_by_its_name(
+    tmp_path: Path, result: Reconstruction, suffix: str
+) -> None:
+    export(tmp_path / f"c{suffix}", replace(result, metadata={"sample": {"name": "gold", "batch": 3}}))
+    assert origin_in(tmp_path / f"c{suffix}")["sample"] == "gold"

@@ -185,3 +185,11 @@ def test_what_cannot_be_done_is_said() -> None:
         to_lab_frame(result, voxel_nm=0.1)
     with pytest.raises(InvalidInput, match="orthogonal"):
         to_lab_frame(result, axes=np.ones((3, 3)))
+
+
+def test_a_crystal_that_fills_its_grid_keeps_its_outer_voxels() -> None:
+    support = np.ones((8, 8, 8), bool)
+    filled = Reconstruction(support.astype(np.complex64), support, direct_basis=np.eye(3) * 7.3)
+    lab = to_lab_frame(filled)
+    assert lab.support.sum() == 512
+    np.testing.assert_allclose(lab.amplitude[lab.support], 1, atol=1e-5)
