@@ -18,7 +18,7 @@ from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.files import replacing
 from bluesky_cdinn.panels import Quantity, quantities
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.report import facet_rows, number_rows, sample_name, warning_lines
+from bluesky_cdinn.report import facet_rows, number_rows, raw_rows, sample_name, warning_lines
 from bluesky_cdinn.report_page import provenance
 from bluesky_cdinn.surface import Surface, values_at
 
@@ -51,15 +51,13 @@ def page(result: Reconstruction) -> str:
     if result.support.any():
         # "</" may not stand in a script.
         shown = json.dumps(_shown(result), allow_nan=False).replace("</", "<\\/")
-    rows = [*number_rows(finite_scalars(result)), ("grid", " x ".join(map(str, result.density.shape)))]
-    rows += [
-        (f"facet {name}", f"{area} nm², strain {strain} · 10⁻⁴") for name, area, strain in facet_rows(result)
-    ]
+    rows = _rows(result) if shown else raw_rows(result)
     numbers = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in rows)
     scan = "" if result.scan_id is None else f"scan {result.scan_id}, "
     fields = {
         "TITLE": html.escape(sample_name(result)),
         "RUN": html.escape(f"{scan}raw run {result.raw_uid or 'unknown'}"),
+        "CLASS": "" if shown else "failed",
         "REASON": html.escape("" if result.support.any() else result.reason or "an empty reconstruction"),
         "WARNINGS": html.escape("; ".join(warning_lines(result))),
         "NUMBERS": numbers,
@@ -68,6 +66,14 @@ def page(result: Reconstruction) -> str:
         "PLOTLY": get_plotlyjs() if shown else "",
     }
     return _filled(files("bluesky_cdinn").joinpath("data/page3d.html").read_text(encoding="utf-8"), fields)
+
+
+def _rows(result: Reconstruction) -> list[tuple[str, str]]:
+    """Return the numbers and facets of a crystal in words."""
+    shape = " x ".join(map(str, result.density.shape))
+    told = [(f"facet {name}", f"{area} nm², {strain} · 10⁻⁴") for name, area, strain in facet_rows(result)]
+    heading = [("facets", "area, mean strain")] if told else []
+    return [*number_rows(finite_scalars(result)), ("grid", shape), *heading, *told]
 
 
 def _filled(template: str, fields: Mapping[str, str]) -> str:

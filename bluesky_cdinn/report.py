@@ -98,6 +98,12 @@ def facet_rows(result: Reconstruction) -> list[tuple[str, str, str]]:
     ]
 
 
+def raw_rows(result: Reconstruction) -> list[tuple[str, str]]:
+    """Return what the raw run's start document says, by name, in words."""
+    said = {**result.metadata, **(result.metadata.get("cdi") or {})}
+    return [(name, str(said[name])) for name in sorted(said) if not isinstance(said[name], Mapping)]
+
+
 def warning_lines(result: Reconstruction) -> list[str]:
     """Return what the steps that made a result warned of."""
     return [str(line) for step in result.history for line in step.get("warnings", ())]
@@ -111,7 +117,7 @@ def is_bound(numbers: Mapping[str, float], name: str = "resolution_nm") -> bool:
 
 
 def _bound(numbers: Mapping[str, float], name: str) -> str:
-    return "≤ " if name.startswith("resolution") and is_bound(numbers, name) else ""
+    return "≤" if name.startswith("resolution") and is_bound(numbers, name) else ""
 
 
 def sample_name(result: Reconstruction) -> str:

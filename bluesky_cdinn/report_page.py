@@ -28,7 +28,7 @@ from bluesky_cdinn.panels import (
 )
 from bluesky_cdinn.records import Reconstruction
 from bluesky_cdinn.rendering import draw_surface, sides
-from bluesky_cdinn.report import RockingTotals, facet_rows, number_rows, sample_name, warning_lines
+from bluesky_cdinn.report import RockingTotals, facet_rows, number_rows, raw_rows, sample_name, warning_lines
 
 _SIZE = 6.5
 _PAGE = (8.27, 11.69)  # A4, inches
@@ -85,7 +85,7 @@ def _failed_page(result: Reconstruction, rocking: RockingTotals | None) -> Figur
     """Draw why there is no crystal, what was measured, and what the raw run says of itself."""
     page = Figure(figsize=(_PAGE[0], _PAGE[1] / 2), dpi=_DPI, facecolor="white")
     _write_head(page, result, 2)
-    reason = textwrap.fill(result.reason or "the reconstruction is empty, and says no reason", 88)
+    reason = textwrap.fill(result.reason or "the reconstruction is empty, and says no reason", 100)
     page.text(0.075, 0.86, reason, fontsize=10.5, color=ACCENT, va="top")
     top = 0.76 - 0.04 * reason.count("\n")
     grid = page.add_gridspec(
@@ -95,12 +95,11 @@ def _failed_page(result: Reconstruction, rocking: RockingTotals | None) -> Figur
     if rocking is not None:
         draw_rocking_curve(axes, rocking, _SIZE + 1)
     else:
-        _say(axes, "the raw run is not at hand: no rocking curve")
+        _say(axes, "the raw run is not at hand:\nno rocking curve")
     words = page.add_subplot(grid[0, 1])
     words.set_axis_off()
-    said = {**result.metadata, **(result.metadata.get("cdi") or {})}
-    told = [f"{name}: {said[name]}" for name in sorted(said) if not isinstance(said[name], Mapping)]
-    lines = ["The raw run says", *(textwrap.shorten(line, 62, placeholder=" ...") for line in told)]
+    told = (textwrap.shorten(f"{name}: {said}", 62, placeholder=" ...") for name, said in raw_rows(result))
+    lines = ["The raw run says", *told]
     fits = int(top * 28)
     words.text(0.05, 1, "\n".join(lines[:fits]), fontsize=_SIZE + 0.5, color=PALE, va="top", linespacing=1.5)
     return page
@@ -118,7 +117,7 @@ def _draw_course(page: Figure, grid: GridSpec, result: Reconstruction, rocking: 
     if rocking is not None:
         draw_rocking_curve(places[0], rocking, _SIZE)
     else:
-        _say(places[0], "the raw run is not at hand: no rocking curve")
+        _say(places[0], "the raw run is not at hand:\nno rocking curve")
     if result.progress is not None and np.isfinite(result.progress).any():
         draw_misfit(places[1], result.progress, _SIZE)
     else:
@@ -209,14 +208,16 @@ def _write(axes: Axes, right: float, down: float, words: str, size: float, colou
 def provenance(result: Reconstruction) -> str:
     """Return in two lines what a result was made by and from."""
     told = result.parameters
-    made = [f"bluesky-cdinn {told.get('version', '?')}", f"torch {told.get('torch', '?')}"]
-    made += [f"{name} {told[name]}" for name in ("device", "found_from", "starts", "seed") if name in told]
+    made = [f"bluesky-cdinn {told['version']}"] if "version" in told else []
+    made += [
+        f"{name} {told[name]}" for name in ("torch", "device", "found_from", "starts", "seed") if name in told
+    ]
     weights = told.get("weights")
     if isinstance(weights, Mapping):
         made.append(f"weights {weights.get('name')}, sha256 {str(weights.get('sha256'))[:12]}")
     steps = [str(step.get("step", "?")) for step in result.history]
     missing = told.get("missing_metadata")
-    lines = ["; ".join(made), "steps: " + ", ".join(steps)]
     if missing:
-        lines[0] += f"; missing in the documents: {', '.join(map(str, missing))}"
+        made.append(f"missing in the documents: {', '.join(map(str, missing))}")
+    lines = ["; ".join(made), "steps: " + ", ".join(steps) if steps else ""]
     return "\n".join(line if len(line) < 190 else f"{line[:187]}..." for line in lines)

@@ -46,7 +46,7 @@ def test_a_page_tells_facets_sigmas_and_warnings():
 def test_each_direction_is_a_bound_of_its_own():
     numbers = {"resolution_x_nm": 10.0, "resolution_limit_x_nm": 10.0, "resolution_y_nm": 14.0}
     rows = dict(number_rows({**numbers, "resolution_limit_y_nm": 10.0, "resolution_voxels": 1.0}))
-    assert rows == {"resolution along x, y": "≤ 10 / 14 nm", "resolution": "≤ 1.0 voxels"}
+    assert rows == {"resolution along x, y": "≤10 / 14 nm", "resolution": "≤1.0 voxels"}
 
 
 def test_an_energy_scan_is_not_given_in_degrees():
