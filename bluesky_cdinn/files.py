@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and files that lie elsewhere on another machine."""
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Give an empty file beside `path`, for what writes files by name; it takes its place as `replacing`."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part.touch(exist_ok=False)
     try:
-        part.touch(exist_ok=False)
         yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
