@@ -6,7 +6,7 @@ was imported; ``time`` is when it was measured, where the file says that.
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ class ArchivedScan:
     Parameters
     ----------
     files
-        What it was read from; their content is its identity.
+        What it was read from.
     frames
         Counts (points, rows, columns), any real dtype; read one by one.
     angles_deg
@@ -117,25 +117,48 @@ def import_scan(catalog: Catalog, scan: ArchivedScan, *, again: bool = False) ->
         A frame can't be read, or isn't like the first; nothing is kept then.
     """
     origin = origin_of(scan)
-    if not again and (known := find_imported(catalog, origin)) is not None:
+    if not again and (known := find_imported(catalog, origin["sha256"])) is not None:
         return Imported(known, False)
     return Imported(catalog.store_raw(import_documents(scan, origin)), True)
 
 
-def find_imported(catalog: Catalog, origin: Mapping[str, Any]) -> str | None:
-    """Return the uid of the raw run that came from the same content, None if there is none."""
-    found = catalog.raw.search(Eq("start.origin.sha256", origin["sha256"]))
-    if "scan" in origin:
-        found = found.search(Eq("start.origin.scan", origin["scan"]))
+def find_imported(catalog: Catalog, sha256: str) -> str | None:
+    """Return the uid of the raw run that holds the same counts and angles, None if there is none.
+
+    Parameters
+    ----------
+    catalog
+        Asked in Tiled, and what waits for it.
+    sha256
+        As `origin_of` gives it.
+
+    Raises
+    ------
+    StoreUnavailable
+        Tiled can't be asked.
+    """
+    # In this order none is missed that is delivered meanwhile.
+    for start in catalog.waiting_raw():
+        if start.get("origin", {}).get("sha256") == sha256:
+            return start["uid"]
+    found = catalog.raw.search(Eq("start.origin.sha256", sha256))
     return next((run.metadata["start"]["uid"] for run in found.values()), None)
 
 
 def origin_of(scan: ArchivedScan) -> dict[str, Any]:
-    """Return what the start document says of where a scan comes from."""
+    """Return what the start document says of where a scan comes from.
+
+    Its ``sha256`` is of the scan's own angles and counts: a file may be renamed, or grow by other scans.
+
+    Raises
+    ------
+    InvalidInput
+        A frame can't be read, or isn't like the first.
+    """
     origin: dict[str, Any] = {
         "file": str(scan.files[0].absolute()),
         "files": len(scan.files),
-        "sha256": _hash(scan.files),
+        "sha256": _hash(scan),
         "imported": time.time(),
         "version": version("bluesky-cdinn"),
     }
@@ -240,11 +263,9 @@ def _columns(scan: ArchivedScan) -> dict[str, NDArray[np.float64]]:
     return {name: values for name, values in columns.items() if values is not None}
 
 
-def _hash(files: Sequence[Path]) -> str:
-    """Return the sha256 of the files' contents, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+def _hash(scan: ArchivedScan) -> str:
+    digest = hashlib.sha256(f"{scan.frames.dtype.str} {tuple(scan.frames.shape)}".encode())
+    digest.update(np.asarray(scan.angles_deg, np.float64).tobytes())
+    for place in range(len(scan.angles_deg)):
+        digest.update(_frame(scan, place).tobytes())
     return digest.hexdigest()

@@ -314,6 +314,16 @@ class Catalog:
                 return found
         return [] if len(ofscan) else partials_from_run(self._run("processed", uid))
 
+    def waiting_raw(self) -> list[dict[str, Any]]:
+        """Return the start documents of raw runs that Tiled doesn't hold yet, oldest first."""
+        starts = []
+        for run in self._delivery.waiting():
+            # It may be delivered, and gone from here, in this very moment.
+            with contextlib.suppress(FileNotFoundError):
+                if run.kind == "raw":
+                    starts.append(next(run.documents())[1])
+        return starts
+
     def raw_documents(self, raw_uid: str) -> Iterator[Document]:
         """Yield a stored raw run's documents, frames in its events where files can't be reached from here.
 
