@@ -1,6 +1,6 @@
 """How right are resolution, edge width and size? Crystals that nobody tuned on tell.
 
-    python benchmarks/resolution.py                 # 12 crystals at three levels of counts, 2 CPU min
+    python benchmarks/resolution.py                 # 12 crystals at four levels of counts, 2 CPU min
     python benchmarks/resolution.py --crystals 2    # a glance
 
 Writes results/resolution.md. Crystals of 0.5 to 2 pi rad on 64 x 64 x 64 voxels of a gold (111) peak, Poisson
@@ -37,7 +37,7 @@ Row = dict[str, float]
 TABLE = Path(__file__).resolve().parent / "results" / "resolution.md"
 # `resolution` was written with seeds from 960 000 on.
 FIRST_SEED = 970_000
-COUNTS = (1e3, 1e4, 1e5)
+COUNTS = (3e2, 1e3, 1e4, 1e5)
 SIDE, STEP_DEG = 64, 0.0135
 DIRECTIONS = ("x", "y", "z", "q")
 
