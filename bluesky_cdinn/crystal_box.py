@@ -91,5 +91,4 @@ def _shape(lab: LabObject) -> NDArray[np.bool_]:
     The support's voxels would show as steps: they are coarser than the lab's, and oblique.
     """
     level = 0.5 * typical_amplitude(np.where(lab.support, lab.density, 0))
-    near = ndimage.binary_dilation(lab.support, iterations=2)
-    return near & (lab.amplitude > level)
+    return np.asarray(ndimage.binary_dilation(lab.support, iterations=2), bool) & (lab.amplitude > level)
