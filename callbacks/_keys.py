@@ -3,23 +3,30 @@
 Everything here reads descriptors and names; no value of an event is looked at.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.goniometer import is_called
 from bluesky_cdinn.records import Geometry
 
+logger = logging.getLogger(__name__)
+
 COUNT_TIME_NAMES = ("count_time_s", "count_time", "acquire_time", "exposure_time", "preset_time", "exposure")
 # What is scanned isn't a device's to say: ``frames_scanned`` is a number.
 GEOMETRY_NAMES = tuple(f.name for f in fields(Geometry) if f.name != "scanned")
 
 # A data key without units is taken to be in the first one of its table.
-DEGREES = {"deg": 1.0, "mdeg": 1e-3, "udeg": 1e-6} | {
-    prefix + "rad": factor * 180 / math.pi for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6))
-}
+_PREFIXES = {"": 1.0, "m": 1e-3, "milli": 1e-3, "u": 1e-6, "micro": 1e-6}
+DEGREES = {
+    prefix + name: factor * unit
+    for name, unit in (("deg", 1.0), ("rad", 180 / math.pi))
+    for prefix, factor in _PREFIXES.items()
+} | {"\N{DEGREE SIGN}": 1.0, "arcmin": 1 / 60, "arcsec": 1 / 3600}
 ENERGIES = {"keV": 1.0, "eV": 1e-3, "MeV": 1e3}
 SECONDS = {
     prefix + name: factor
@@ -82,11 +89,22 @@ class Stream:
         described = self.data_keys.get(key) or self.configuration_keys.get(key) or {}
         name = str(described.get("units") or "").strip().replace("\N{MICRO SIGN}", "u")
         short = name.lower().removesuffix("s").removesuffix("ree").removesuffix("ian")
-        return units.get(name, units.get(short, 1.0))
+        factor = units.get(name, units.get(short))
+        if factor is None:
+            if name:
+                _warn(key, name, next(iter(units)))
+            return 1.0
+        return factor
 
     def is_energy(self, key: str) -> bool:
         """Whether a data key is described in a unit of photon energy."""
         return str(self.data_keys.get(key, {}).get("units") or "").strip() in ENERGIES
+
+
+@lru_cache(maxsize=1000)
+def _warn(key: str, unit: str, taken: str) -> None:
+    """Say it once: units are looked up again with every look at a scan."""
+    logger.warning("the unit %r of %s is not known and taken as %s; name the unit in full", unit, key, taken)
 
 
 def frame_key(streams: Mapping[str, Stream], wanted: str | None) -> tuple[str, str]:

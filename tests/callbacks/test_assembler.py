@@ -301,6 +301,23 @@ def test_the_readback_is_taken_and_not_the_setpoint():
     np.testing.assert_allclose(assembled(run.stop()).angles_deg, np.degrees([0, 1e-3, 2e-3]))
 
 
+@pytest.mark.parametrize(
+    ("unit", "deg"),
+    [("degrees", 1.0), ("\N{DEGREE SIGN}", 1.0), ("Radian", np.degrees(1)),
+     ("milliradians", np.degrees(1e-3)), ("\N{MICRO SIGN}rad", np.degrees(1e-6)), ("arcsec", 1 / 3600), ("mils", 1.0)],
+)  # fmt: skip
+def test_angles_come_in_many_units_and_unknown_ones_are_told(unit, deg, caplog):
+    keys = {
+        "det_image": {"source": "x", "dtype": "array", "shape": list(SHAPE)},
+        "theta": {"source": "x", "dtype": "number", "shape": [], "units": unit},
+    }
+    run = Run(keys)
+    for i in range(3):
+        run.event(float(i), np.zeros(SHAPE))
+    np.testing.assert_allclose(assembled(run.stop()).angles_deg, np.multiply([0, 1, 2], deg))
+    assert ("'mils' of theta is not known" in caplog.text) == (unit == "mils")
+
+
 def test_two_motors_need_a_name():
     run = simple_run(motors=["theta", "theta_setpoint"])
     with pytest.raises(InvalidInput, match=r"cdi\.rocking_motor"):
