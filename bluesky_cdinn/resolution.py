@@ -162,7 +162,7 @@ def resolutions(
     halves: HalfSets,
     reciprocal_basis: FloatArray | None = None,
     q_vector: FloatArray | None = None,
-) -> tuple[NDArray[np.float32], dict[str, float]]:
+) -> tuple[NDArray[np.float32] | None, dict[str, float]]:
     """Return the average curve and the resolution it means, on the average and along directions.
 
     Parameters
@@ -175,13 +175,15 @@ def resolutions(
     Returns
     -------
     curve
-        float32 (2, shells): frequency, cycles a voxel, and the correlation.
+        float32 (2, shells): frequency, cycles a voxel, and the correlation; None where no shell is known.
     scalars
         resolution_voxels; with bases resolution_nm, resolution_limit_nm (what the volume allows, and what
         resolution_nm is where all of it is resolved), and resolution_x_nm, ``_y_``, ``_z_``, ``_q_``, each
         with its resolution_limit_x_nm.
     """
     average = average_shells(halves)
+    if not np.isfinite(average.value).any():
+        return None, {}
     curve = np.stack([average.frequency * average.reach, average.value]).astype(np.float32)
     scalars = {"resolution_voxels": 1 / average.cut_off}
     if reciprocal_basis is not None and q_vector is not None:

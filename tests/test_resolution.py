@@ -38,6 +38,11 @@ def test_without_noise_it_is_a_bound_and_without_photons_nothing():
     assert "resolution_nm" not in scalars
 
 
+def test_where_no_shell_is_known_nothing_is_said():
+    rng = np.random.default_rng(960202)
+    assert resolution.resolutions(halves(rng, 0.0, shape=(3, 3, 3))) == (None, {})
+
+
 @pytest.mark.parametrize("sigma", [1.0, 1.5])
 def test_a_blurred_edge_is_as_wide_as_its_blur(sigma):
     places = np.stack(np.meshgrid(*[np.arange(48) - 24.0] * 3, indexing="ij"))

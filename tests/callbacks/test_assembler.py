@@ -303,9 +303,16 @@ def test_the_readback_is_taken_and_not_the_setpoint():
 
 @pytest.mark.parametrize(
     ("unit", "deg"),
-    [("degrees", 1.0), ("\N{DEGREE SIGN}", 1.0), ("Radian", np.degrees(1)),
-     ("milliradians", np.degrees(1e-3)), ("\N{MICRO SIGN}rad", np.degrees(1e-6)), ("arcsec", 1 / 3600), ("mils", 1.0)],
-)  # fmt: skip
+    [
+        ("degrees", 1.0),
+        ("\N{DEGREE SIGN}", 1.0),
+        ("Radian", np.degrees(1)),
+        ("milliradians", np.degrees(1e-3)),
+        ("\N{MICRO SIGN}rad", np.degrees(1e-6)),
+        ("arcsec", 1 / 3600),
+        ("mils", 1.0),
+    ],
+)
 def test_angles_come_in_many_units_and_unknown_ones_are_told(unit, deg, caplog):
     keys = {
         "det_image": {"source": "x", "dtype": "array", "shape": list(SHAPE)},
