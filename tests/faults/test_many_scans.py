@@ -70,8 +70,8 @@ def test_many_scans_in_a_row(RE, quiet_catalog, make_worker):
         after = Held(worker)
         assert worker.pid == pid
         assert grown(before, after) == {}
-        # A summary of each of the last thousand is kept, and memory comes in steps of 8 MB; frames of all these
-        # scans would be 59 MB.
+        # A summary of each of the last thousand is kept, and memory comes in steps of 8 MB; the frames of all
+        # these scans would be 59 MB.
         assert after.own_mb - before.own_mb < 30 + 0.02 * (SCANS - WARM)
         assert after.child_mb - before.child_mb < 10
         assert len(spooled_runs(quiet_catalog.settings.spool)) == 2 * SCANS
