@@ -110,6 +110,24 @@ class LiveReconstruction:
             scan = self._scans.get(raw_uid)
         return scan.partial if scan is not None else None
 
+    def partial(self, raw_uid: str, points: int) -> Future[PartialResult]:
+        """Return the first partial result to come that rests on `points` points of a scan that runs.
+
+        Such a one is made at once, however short ago the last one was. The future fails with
+        `ReconstructionFailed` where there will be none, and with `IncompleteScan` where so many points don't
+        show the peak yet, or the scan has ended.
+
+        Raises
+        ------
+        NotFound
+            No rocking scan of that uid runs here.
+        """
+        with self._lock:
+            scan = self._scans.get(raw_uid)
+        if scan is None:
+            raise NotFound(f"no rocking scan {raw_uid} runs here")
+        return self._publisher.expect(scan, points)
+
     def subscribe(self, callback: ProcessedCallback) -> int:
         """Have `callback(name, document)` called with the documents of each processed run.
 

@@ -17,7 +17,7 @@ from bluesky_cdinn.callbacks._subscribers import Subscribers
 from bluesky_cdinn.callbacks._updates import Updates
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.documents import Document
-from bluesky_cdinn.errors import CdinnError
+from bluesky_cdinn.errors import CdinnError, ReconstructionFailed
 from bluesky_cdinn.failure import failed_reconstruction, reason_of
 from bluesky_cdinn.records import PartialResult, Reconstruction, Status
 from bluesky_cdinn.settings import Settings
@@ -100,6 +100,15 @@ class Publisher:
                 threading.Thread(target=self._begin, args=(scan, refusal), daemon=True).start()
                 return
             self._steps.put(partial(self._begin, scan, refusal))
+
+    def expect(self, scan: Scan, points: int) -> Future[PartialResult]:
+        """Return the first partial result to come that rests on so many points; from any thread."""
+        future: Future[PartialResult] = Future()
+        if self._closed or self._thread is None:
+            future.set_exception(ReconstructionFailed(f"nothing looks at scan {scan.uid}"))
+        else:
+            self._steps.put(partial(self._updates.expect, scan, points, future))
+        return future
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the results of all scans that were handed over; False when that took longer."""

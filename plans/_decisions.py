@@ -1,0 +1,114 @@
+"""Decisions in the documents: events of a stream of their own, in the run that they are about."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.preprocessors as bpp
+from bluesky.utils import MsgGenerator, RunEngineControlException, short_uid
+
+from bluesky_cdinn.steering import Decision
+
+logger = logging.getLogger(__name__)
+
+STREAM = "steering"
+_KEYS = {
+    "action": "what was decided",
+    "reason": "why",
+    "numbers": "what it was decided by, as JSON",
+}
+
+
+class DecisionLog:
+    """Holds the last decision, for the RunEngine to read like a device."""
+
+    name = "steering"
+    parent = None
+
+    def __init__(self) -> None:
+        self._last = Decision("", "")
+        self._time = time.time()
+
+    def put(self, decision: Decision) -> None:
+        """Take a decision; it is in the documents once it has been read."""
+        self._last, self._time = decision, time.time()
+
+    def read(self) -> dict[str, Any]:
+        """Return the last decision's readings."""
+        numbers: dict[str, Any] = dict(self._last.numbers)
+        if self._last.scan is not None:
+            numbers["scan"] = vars(self._last.scan)
+        values = {
+            "action": self._last.action,
+            "reason": self._last.reason,
+            "numbers": json.dumps(numbers, default=_plain),
+        }
+        return {
+            f"{self.name}_{key}": {"value": value, "timestamp": self._time} for key, value in values.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the readings are."""
+        return {
+            f"{self.name}_{key}": {"source": f"PY:{meaning}", "dtype": "string", "shape": []}
+            for key, meaning in _KEYS.items()
+        }
+
+
+def record(log: DecisionLog, decision: Decision) -> MsgGenerator[None]:
+    """Write a decision into the run that is open."""
+    logger.info("%s", decision)
+    log.put(decision)
+    yield from bps.create(STREAM)
+    yield from bps.read(log)
+    yield from bps.save()
+
+
+def steering_run(
+    plan_name: str,
+    md: Mapping[str, Any],
+    body: Callable[[Callable[[Decision], MsgGenerator[None]], str], MsgGenerator[Any]],
+) -> MsgGenerator[Any]:
+    """Keep a run open that holds the decisions of a plan of several runs.
+
+    Parameters
+    ----------
+    plan_name
+        For its start document, with ``purpose`` "steering".
+    md
+        More for it.
+    body
+        Called with how to record a decision in it, and its uid, for the start documents of the runs that it
+        is about (``steering_uid``); the plan that it returns opens those.
+
+    Returns
+    -------
+    Any
+        What that plan returns.
+    """
+    log, key = DecisionLog(), short_uid("steering")
+
+    def note(decision: Decision) -> MsgGenerator[None]:
+        return (yield from bpp.set_run_key_wrapper(record(log, decision), key))
+
+    uid = yield from bpp.set_run_key_wrapper(
+        bps.open_run({"plan_name": plan_name, "purpose": "steering", **md}), key
+    )
+
+    def close(exit_status: str | None = None, reason: str | None = None) -> MsgGenerator[None]:
+        return (yield from bpp.set_run_key_wrapper(bps.close_run(exit_status, reason), key))
+
+    def give_up(error: Exception) -> MsgGenerator[None]:
+        if isinstance(error, RunEngineControlException):
+            return (yield from close(error.exit_status))
+        return (yield from close("fail", str(error)))
+
+    return (yield from bpp.contingency_wrapper(body(note, uid), except_plan=give_up, else_plan=close))
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers and arrays, and whatever else JSON has no word for, as what it has."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
