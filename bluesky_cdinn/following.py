@@ -1,10 +1,13 @@
 """A crystal while its scan runs: each update starts from the one before, and the final result from the last.
 
+Scans of a series (`bluesky_cdinn.series_start`) start from the scan before, in their first update already.
+
 What has not been measured yet is masked, never zero. Half of a rocking curve and a little more fixes the
 crystal already (docs/explanations/running-scans.md): what the other half adds is precision.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +23,7 @@ from bluesky_cdinn.fallback import within_memory
 from bluesky_cdinn.forward import AXES, amplitude_loss, to_centre
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.grid import fast_side, window_on_grid
-from bluesky_cdinn.posing import centre_peak, padded, pose
+from bluesky_cdinn.posing import Posed, centre_peak, padded, pose
 from bluesky_cdinn.preview import Frame, preview
 from bluesky_cdinn.records import (
     DiffractionVolume,
@@ -30,6 +33,8 @@ from bluesky_cdinn.records import (
     RockingCurve,
 )
 from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.series_start import SeriesStart, starts_from
+from bluesky_cdinn.sampling import oversampling
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.warm_start import Place, WarmStart, voxels_between, zero_frequency
 from bluesky_cdinn.watch import Cancel, Report, Watch
@@ -41,8 +46,12 @@ PATIENCE_S = 0.2
 # An update looks at so many voxels at most, the central ones: what lies beyond sharpens the object, and takes
 # longer than the next frames do.
 MOST_VOXELS = 300_000
+# Once all that was planned is there, plans decide by how fine the whole is, and nothing is in a hurry.
+MOST_OF_ALL = 4 * MOST_VOXELS
 # Running scans that are remembered; one that never ends must not stay for ever.
 REMEMBERED = 4
+# Scans of series that are remembered after their end, and bytes of their objects.
+SERIES, MOST_BYTES = 4, 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +110,7 @@ class ScanFollower:
     """
 
     _scans: OrderedDict[str, RunningScan] = field(default_factory=OrderedDict)
+    _series: OrderedDict[str, SeriesStart] = field(default_factory=OrderedDict)
 
     def __call__(
         self,
@@ -125,26 +135,46 @@ class ScanFollower:
             As `pipeline.reconstruct_curve` does.
         """
         options = options or ReconstructionOptions()
+        before = self._before(curve, options)
         if curve.exit_status == "unfinished":
-            return self._update(self._scan(curve.raw_uid), curve, options, progress, cancelled)
+            return self._update(self._scan(curve.raw_uid), curve, options, before, progress, cancelled)
         earlier = self._scans.pop(curve.raw_uid, RunningScan()).last
-        if earlier is None or earlier.options != options:
-            return self._result(curve, options, None, progress, cancelled)
-        result = self._result(curve, options, earlier.warm, progress, cancelled)
-        return replace(result, parameters={**result.parameters, "updates_at_points": list(earlier.points)})
+        if earlier is not None and earlier.options != options:
+            earlier = None
+        warm = earlier.warm if earlier is not None else None
+        result = self._result(curve, options, warm or before, progress, cancelled)
+        came_from: dict[str, Any] = {} if before is None else {"started_from": before.raw_uid}
+        if earlier is not None:
+            came_from["updates_at_points"] = list(earlier.points)
+        return replace(result, parameters={**result.parameters, **came_from})
+
+    def _before(self, curve: RockingCurve, options: ReconstructionOptions) -> SeriesStart | None:
+        """Return where the first look at a scan may start."""
+        before = self._series.get(starts_from(curve.metadata) or "")
+        return before if before is not None and before.options == options else None
+
+    def _remember(self, uid: str, found: SeriesStart) -> None:
+        """Keep what a scan of a series found for the next, and forget what is oldest."""
+        self._series[uid] = found
+        self._series.move_to_end(uid)
+        while len(self._series) > 1 and (
+            len(self._series) > SERIES or sum(s.nbytes for s in self._series.values()) > MOST_BYTES
+        ):
+            self._series.popitem(last=False)
 
     def _update(
         self,
         scan: RunningScan,
         curve: RockingCurve,
         options: ReconstructionOptions,
+        before: SeriesStart | None,
         progress: Report | None,
         cancelled: Cancel | None,
     ) -> PartialResult:
         earlier = scan.last if scan.last is not None and scan.last.options == options else None
         curve = load_frames(curve, patience_s=PATIENCE_S, known=scan.frames)
         partial, followed = within_memory(
-            lambda less: update(curve, less, earlier, progress=progress, cancelled=cancelled), options
+            lambda less: update(curve, less, earlier, before, progress=progress, cancelled=cancelled), options
         )
         scan.last = replace(followed, options=options)
         return partial
@@ -153,13 +183,27 @@ class ScanFollower:
         self,
         curve: RockingCurve,
         options: ReconstructionOptions,
-        warm: WarmStart | None,
+        warm: pipeline.Start | None,
         progress: Report | None,
         cancelled: Cancel | None,
     ) -> Reconstruction:
+        in_series = starts_from(curve.metadata) is not None
+        if in_series and (before := self._before(curve, options)) is not None:
+            # What was found last, should nothing be found in this one.
+            self._remember(curve.raw_uid, before)
+
+        def keep(found: WarmStart) -> None:
+            found = replace(found, objects=found.objects.to("cpu"))
+            self._remember(curve.raw_uid, SeriesStart(found, options, curve.raw_uid))
+
         return within_memory(
             lambda less: pipeline.reconstruct_curve(
-                curve, less, progress=progress, cancelled=cancelled, warm=warm
+                curve,
+                less,
+                progress=progress,
+                cancelled=cancelled,
+                warm=warm,
+                keep=keep if in_series else None,
             ),
             options,
         )
@@ -177,11 +221,14 @@ def update(
     curve: RockingCurve,
     options: ReconstructionOptions,
     earlier: Followed | None = None,
+    before: SeriesStart | None = None,
     *,
     progress: Report | None = None,
     cancelled: Cancel | None = None,
 ) -> tuple[PartialResult, Followed]:
     """Reconstruct what a running scan has measured, its frames read, from where it was if that is known.
+
+    The first look starts from the scan before, where that is known.
 
     The object is fitted to the central part of a large volume, on the working grid. Its fit to all of it, to
     the detector's own sampling and to the held-out voxels is left to the end.
@@ -200,7 +247,8 @@ def update(
         with watch.stage("prepare"):
             centred, roll = peak_in_view(curve, options)
             posed = pose(padded(centred, roll), options, choose_device(options.device))
-        warm = earlier.warm.on(posed, centred) if earlier is not None and earlier.warm is not None else None
+        start = before if earlier is None else earlier.warm
+        warm = None if start is None else start.known(posed, centred)
         # Each search from other random phases than those before.
         seed = options.seed + len(known)
         searching = options.model_copy(update={"seed": seed})
@@ -232,6 +280,10 @@ def update(
             # Its Q is that of the volume's own centre.
             there = (density * quality.ramp(density.shape, [-m for m in moved])).astype(np.complex64)
             physical = pipeline.physical_result(centred, there, support)
+            measured = fraction_measured(curve)
+            # Halves of a part of a curve say nothing of the whole.
+            fine = fineness(solution.finalists, posed, centred, physical) if measured >= 1 else {}
+            sampled = as_measured(support, full) if support.any() else {}
     numbers.pop("transfer", None)
     frame = earlier.frame if earlier is not None else Frame.around(support)
     amplitude, phase = preview(density, support, frame)
@@ -240,7 +292,7 @@ def update(
     return (
         PartialResult(
             points=points,
-            fraction=fraction_measured(curve),
+            fraction=measured,
             amplitude=amplitude,
             phase=phase,
             chi2=chi2,
@@ -250,6 +302,8 @@ def update(
             scalars={
                 **{name: float(value) for name, value in numbers.items()},
                 **physical.get("scalars", {}),
+                **sampled,
+                **fine,
                 **changed,
             },
         ),
@@ -282,7 +336,7 @@ def peak_in_view(
     except InvalidInput as error:
         # Before the peak there may be next to no counts. What is really wrong is said at the end.
         raise IncompleteScan(f"nothing can be seen yet: {error}") from error
-    return central_part(centred), roll
+    return central_part(centred, MOST_OF_ALL if fraction_measured(curve) >= 1 else MOST_VOXELS), roll
 
 
 def require_peak(volume: DiffractionVolume) -> None:
@@ -305,12 +359,12 @@ def require_peak(volume: DiffractionVolume) -> None:
         )
 
 
-def central_part(volume: DiffractionVolume) -> DiffractionVolume:
-    """Return the volume, or of a large one `MOST_VOXELS` about its centre in its own proportions."""
+def central_part(volume: DiffractionVolume, most: int = MOST_VOXELS) -> DiffractionVolume:
+    """Return the volume, or of a large one so many voxels about its centre in its own proportions."""
     shape = volume.intensity.shape
-    if volume.intensity.size <= MOST_VOXELS:
+    if volume.intensity.size <= most:
         return volume
-    ratio = (MOST_VOXELS / volume.intensity.size) ** (1 / 3)
+    ratio = (most / volume.intensity.size) ** (1 / 3)
     a, b, c = (min(n, fast_side(n * ratio)) for n in shape)
     middle = [n // 2 for n in shape]
     return crop_around_peak(volume, (a, b, c), (middle[0], middle[1], middle[2]))
@@ -320,6 +374,23 @@ def fit(objects: Objects, measurement: Measurement) -> float:
     """Return chi2 of the first object on what is fitted."""
     field = torch.fft.fftn(objects.density[:1], dim=AXES, norm="ortho")
     return float(amplitude_loss(field, measurement.magnitude, measurement.fitted)[0])
+
+
+def fineness(
+    finalists: Objects, posed: Posed, volume: DiffractionVolume, physical: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return the numbers of resolution of the whole peak, as far as the working grid shows it."""
+    halves = pipeline.halved(finalists, posed, volume, 0)
+    if halves is None:
+        return {}
+    return pipeline.resolved(halves, volume.intensity.shape, physical)[1]
+
+
+def as_measured(support: NDArray[np.bool_], full: tuple[int, ...]) -> dict[str, float]:
+    """Return how finely the pattern was sampled by the detector, not by the working grid."""
+    ratios = oversampling(support)
+    finer = np.divide(full, support.shape)
+    return {name: ratio * float(f) for (name, ratio), f in zip(ratios.items(), finer, strict=True)}
 
 
 def fraction_measured(curve: RockingCurve) -> float:

@@ -6,9 +6,9 @@ fitted to the end, judged on voxels that no fit saw, and given its physical mean
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,16 +38,25 @@ from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.uncertainty import noise_chi2
 from bluesky_cdinn.volume import assemble, load_frames
-from bluesky_cdinn.warm_start import WarmStart
+from bluesky_cdinn.warm_start import Known, WarmStart, over_noise
 from bluesky_cdinn.watch import Cancel, Report, Watch
 from bluesky_cdinn.weights import shipped_weights
 
 logger = logging.getLogger(__name__)
 
-# Where an object was found that the running scan's updates knew already.
-RUNNING = "running scan"
 # How many of the starts that agree are taken to the full grid; two suffice to compare.
 FINALISTS = 2
+
+
+class Start(Protocol):
+    """Objects that were found before, in other data of the same crystal."""
+
+    def known(self, posed: Posed, volume: DiffractionVolume) -> Known:
+        """Return them where a volume, centred on its peak, needs them."""
+        ...
+
+
+Keep = Callable[[WarmStart], None]
 
 
 def reconstruct_curve(
@@ -56,7 +65,8 @@ def reconstruct_curve(
     *,
     progress: Report | None = None,
     cancelled: Cancel | None = None,
-    warm: WarmStart | None = None,
+    warm: Start | None = None,
+    keep: Keep | None = None,
 ) -> Reconstruction:
     """Reconstruct the crystal that a rocking curve shows.
 
@@ -71,7 +81,10 @@ def reconstruct_curve(
     cancelled
         Asked after every iteration; once it says True the work ends.
     warm
-        What an earlier part of the same scan came to; believed as far as the whole confirms it.
+        What an earlier part of the same scan came to, or the scan before; believed as far as the whole
+        confirms it.
+    keep
+        Given the objects that were found, where they agree, for a scan to come.
 
     Raises
     ------
@@ -85,7 +98,7 @@ def reconstruct_curve(
     options = options or ReconstructionOptions()
     curve = load_frames(curve)
     volume = measured_volume(curve, options)
-    result = reconstruct(volume, options, progress=progress, cancelled=cancelled, warm=warm)
+    result = reconstruct(volume, options, progress=progress, cancelled=cancelled, warm=warm, keep=keep)
     return replace(
         result,
         raw_uid=curve.raw_uid,
@@ -142,7 +155,8 @@ def reconstruct(
     *,
     progress: Report | None = None,
     cancelled: Cancel | None = None,
-    warm: WarmStart | None = None,
+    warm: Start | None = None,
+    keep: Keep | None = None,
 ) -> Reconstruction:
     """Reconstruct the crystal behind a diffraction volume.
 
@@ -150,7 +164,7 @@ def reconstruct(
     ----------
     volume
         Any shape, the peak anywhere; voxels that are not valid are free.
-    options, progress, cancelled, warm
+    options, progress, cancelled, warm, keep
         As in `reconstruct_curve`.
 
     Returns
@@ -174,8 +188,10 @@ def reconstruct(
             centred, roll = centre_peak(volume)
             volume = check_edges(volume)
             posed = pose(padded(centred, roll), options, device)
-        solution = solve(posed, options, watch, warm and warm.on(posed, centred))
+        solution = solve(posed, options, watch, None if warm is None else warm.known(posed, centred))
         best = solution.best
+        if keep is not None and options.refine and phasing.agreement(solution.finalists) > phasing.AGREED:
+            keep(WarmStart.of(solution.finalists, posed, centred))
         with watch.stage("judge"):
             numbers = judge(best, solution.finalists, posed.full)
             if solution.guess_chi2 is not None:
@@ -262,7 +278,7 @@ def solve(
     posed: Posed,
     options: ReconstructionOptions,
     watch: Watch,
-    warm: Objects | None = None,
+    warm: Known | None = None,
     *,
     full: bool = True,
 ) -> Solution:
@@ -275,18 +291,19 @@ def solve(
     options, watch
         As everywhere.
     warm
-        Objects known from a part of it, on the working grid. They are taken where they agree after all;
-        where they do so barely, a search may yet find better ones, which is left out at the end of a scan:
-        each update before it has searched.
+        Objects known from a part of it, or from the scan before. They are taken where they agree after all
+        and fit; where they agree barely, a search may yet find better ones, which is left out at the end of
+        a scan: each update before it has searched.
     full
         Whether the best object is fitted to the full grid too; else, while a scan runs, it stays on the
         working one.
     """
     problem, known = posed.working, None
     if warm is not None and options.refine:
-        known = refined(warm, problem, problem.levels[-1:], watch)
-        if phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
-            return finished(known, posed if full else None, {"found_from": RUNNING}, watch)
+        known = refined(warm.objects, problem, problem.levels[-1:], watch)
+        fits = over_noise(known, problem.measurement) <= warm.most_misfit
+        if fits and phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
+            return finished(known, posed if full else None, dict(warm.origin), watch)
     generator = torch.Generator().manual_seed(options.seed)
     with watch.stage("starts"):
         start = start_named("autocorrelation" if options.start == "network" else options.start)
@@ -300,8 +317,11 @@ def solve(
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
     objects = refined(objects, problem, problem.levels[1:], watch)
     origin = {"found_from": found.start, **weights}
-    if known is not None and phasing.agreement(known) >= phasing.agreement(objects):
-        objects, origin = known, {"found_from": RUNNING}
+    if known is not None and warm is not None and phasing.agreement(known) >= phasing.agreement(objects):
+        # Objects of one start may agree on what is wrong: those that fit worse are left.
+        limit = max(warm.most_misfit, over_noise(objects, problem.measurement))
+        if over_noise(known, problem.measurement) <= limit:
+            objects, origin = known, dict(warm.origin)
     return finished(objects, posed if full else None, origin, watch, found.guess_chi2)
 
 
@@ -398,15 +418,21 @@ def fineness(
 
     ``physical`` is as from `physical_result`.
     """
-    reciprocal, q_vector = physical.get("reciprocal_basis"), physical.get("q_vector")
-    curve, scalars = None, {}
-    if halves is not None:
-        if reciprocal is not None:
-            reciprocal = reciprocal * np.divide(density.shape, halves.counts.shape)
-        curve, scalars = resolution.resolutions(halves, reciprocal, q_vector)
+    curve, scalars = (None, {}) if halves is None else resolved(halves, density.shape, physical)
+    q_vector = physical.get("q_vector")
     if q_vector is not None:
         scalars |= resolution.edge_widths(density, support, physical["direct_basis"], q_vector)
     return curve, scalars
+
+
+def resolved(
+    halves: HalfSets, shape: Sequence[int], physical: Mapping[str, Any]
+) -> tuple[NDArray[np.float32] | None, dict[str, float]]:
+    """Return what `resolution.resolutions` says of two halves, ``shape`` being the object's."""
+    reciprocal = physical.get("reciprocal_basis")
+    if reciprocal is not None:
+        reciprocal = reciprocal * np.divide(shape, halves.counts.shape)
+    return resolution.resolutions(halves, reciprocal, physical.get("q_vector"))
 
 
 def parameters(

@@ -106,6 +106,10 @@ class Objects:
         """Return the starts that ``indices`` names."""
         return Objects(self.density[indices], self.support[indices], self.chi2[indices])
 
+    def to(self, device: torch.device | str) -> "Objects":
+        """Return these objects on a device."""
+        return Objects(self.density.to(device), self.support.to(device), self.chi2.to(device))
+
     def join(self, other: "Objects") -> "Objects":
         """Return these objects followed by others of the same shape."""
         return Objects(

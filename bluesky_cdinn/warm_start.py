@@ -1,5 +1,7 @@
 """What an earlier part of a running scan came to, as the start of what comes next."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,11 +12,33 @@ from bluesky_cdinn.forward import to_corner
 from bluesky_cdinn.grid import window_on_grid
 from bluesky_cdinn.posing import Posed
 from bluesky_cdinn.records import DiffractionVolume
-from bluesky_cdinn.refine import Objects
+from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.support import TINY
 from bluesky_cdinn.windows import objects_on
 
 Shape = tuple[int, ...]
 Place = tuple[float, int, int]
+
+FOUND_FROM = "running scan"
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Objects that are known from other data, where a measurement needs them.
+
+    Parameters
+    ----------
+    objects
+        On its working grid.
+    origin
+        Where they were found, for the result's parameters.
+    most_misfit
+        What chi2, over that of counting noise, may come to for them to be taken without a search.
+    """
+
+    objects: Objects
+    origin: Mapping[str, str]
+    most_misfit: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,26 +54,41 @@ class WarmStart:
     centre
         What the zero frequency lies on: rocking angle in deg, or slice where the volume has no angles, then
         row and column of the detector.
+    step_deg
+        Of the rocking angle; None where angles are not known.
+    misfit
+        chi2 of the best object over that of counting noise.
     """
 
     objects: Objects
     full: Shape
     centre: Place
+    step_deg: float | None = None
+    misfit: float = math.nan
 
     @classmethod
     def of(cls, objects: Objects, posed: Posed, volume: DiffractionVolume) -> "WarmStart":
         """Keep objects for later, with the volume that they were found in, centred on its peak."""
-        return cls(objects, tuple(posed.full.magnitude.shape), zero_frequency(volume))
+        return cls(
+            objects,
+            tuple(posed.full.magnitude.shape),
+            zero_frequency(volume),
+            step_deg(volume),
+            over_noise(objects, posed.working.measurement),
+        )
+
+    def known(self, posed: Posed, volume: DiffractionVolume) -> Known:
+        """Return the objects where another volume of the same scan needs them; see `on`."""
+        return Known(self.on(posed, volume), {"found_from": FOUND_FROM})
 
     def on(self, posed: Posed, volume: DiffractionVolume) -> Objects:
         """Return the objects on the working grid of another volume of the same scan, as far as both reach."""
         moved = voxels_between(self.centre, volume)
         full = boxed(self.objects, self.full)
-        turned = full.density * _ramp(full.density, moved)
-        there = objects_on(replace(full, density=turned), tuple(posed.full.magnitude.shape))
+        turned = replace(full, density=ramped(full.density, moved))
+        there = objects_on(turned, tuple(posed.full.magnitude.shape))
         here = boxed(there, tuple(posed.working.measurement.magnitude.shape))
-        device = posed.full.magnitude.device
-        return Objects(here.density.to(device), here.support.to(device), here.chi2.to(device))
+        return here.to(posed.full.magnitude.device)
 
 
 def voxels_between(centre: Place, volume: DiffractionVolume) -> tuple[int, int, int]:
@@ -87,6 +126,20 @@ def boxed(objects: Objects, shape: Shape) -> Objects:
     return Objects(cut(objects.density), cut(objects.support), objects.chi2.clone())
 
 
-def _ramp(density: Tensor, cycles: tuple[int, int, int]) -> Tensor:
+def over_noise(objects: Objects, measurement: Measurement) -> float:
+    """Return chi2 of the best object over that of counting noise."""
+    return float(objects.chi2.min()) / max(measurement.noise, TINY)
+
+
+def step_deg(volume: DiffractionVolume) -> float | None:
+    """Return the rocking step, deg, or keV; None where angles are not known."""
+    angles = volume.angles_deg
+    if angles is None or len(angles) < 2:
+        return None
+    return float((angles[-1] - angles[0]) / (len(angles) - 1))
+
+
+def ramped(density: Tensor, cycles: tuple[int, int, int]) -> Tensor:
+    """Return objects whose field is moved by whole voxels."""
     shape = tuple(density.shape[-3:])
-    return to_corner(torch.from_numpy(quality.ramp(shape, cycles))).to(density.device)
+    return density * to_corner(torch.from_numpy(quality.ramp(shape, cycles))).to(density.device)
