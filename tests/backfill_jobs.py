@@ -9,5 +9,5 @@ def die(settings: str, order: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def key_in_environment(name: str) -> str | None:
+def in_environment(name: str) -> str | None:
     return os.environ.get(name)

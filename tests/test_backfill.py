@@ -470,7 +470,7 @@ def test_two_processes_share_the_scans_and_the_key_does_not_travel(
     assert key
     assert key not in portable(catalog.settings)
     assert client.scheduler.address.startswith("tls://127.0.0.1")
-    assert client.submit(backfill_jobs.key_in_environment, "CDINN_TILED__API_KEY").result() == key
+    assert client.submit(backfill_jobs.in_environment, "CDINN_TILED__API_KEY").result() == key
     assert key not in repr(client.scheduler_info())
     with campaign_of(catalog) as campaign:
         done = list(by_dask(client, campaign))
@@ -478,6 +478,11 @@ def test_two_processes_share_the_scans_and_the_key_does_not_travel(
     assert {outcome.status for outcome in done} == {"success"}
     assert statuses(catalog) == {uid: ["success"] for uid in raw_uids}
     assert key not in caplog.text
+
+
+def test_a_process_keeps_the_memory_that_each_volume_needs_again(client: Any) -> None:
+    name = "MALLOC_TRIM_THRESHOLD_"
+    assert client.submit(backfill_jobs.in_environment, name, pure=False).result() == os.environ.get(name)
 
 
 def test_a_worker_that_is_killed_loses_nothing(
