@@ -59,8 +59,9 @@ def crystal_case(
     phase_range: float,
     counts: float = 1e6,
     defect: DefectName | None = None,
+    side: int = SIDE,
 ) -> Case:
-    """Return a random crystal's pattern with counting noise.
+    """Return a random crystal's pattern with counting noise, ``side`` voxels along each axis.
 
     The crystal's longest extent along a grid axis is 1/2 to 1/3 of the side, its place random to a fraction
     of a voxel, its orientation random.
@@ -68,16 +69,16 @@ def crystal_case(
     rng = np.random.default_rng(seed)
     crystal = random_crystal(rng, 100.0, phase_range, defect=defect)
     extents = np.ptp(crystal.body.vertices(), axis=0)
-    voxel_nm = extents.max() * rng.uniform(2.0, 3.0) / SIDE
+    voxel_nm = extents.max() * rng.uniform(2.0, 3.0) / side
     # The body moves against its strain field by less than a voxel: as good a crystal as it was.
     placed = replace(crystal, body=crystal.body.moved(rng.uniform(-0.5, 0.5, 3) * voxel_nm))
-    density = sample(placed, voxel_nm * np.eye(3), (SIDE,) * 3)
+    density = sample(placed, voxel_nm * np.eye(3), (side,) * 3)
     facts = {
         "seed": seed,
         "phase_range_rad": float(phase_range),
         "counts": counts,
         "defect": defect,
-        "oversampling": (SIDE * voxel_nm / extents).round(2).tolist(),
+        "oversampling": (side * voxel_nm / extents).round(2).tolist(),
     }
     return measured(Case(name, kind, np.zeros(0), np.zeros(0, dtype=bool), density, facts), counts, rng)
 

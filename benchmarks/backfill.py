@@ -1,11 +1,11 @@
 """How a backfill scales from one process to two, and what it costs to decide what is to be done.
 
-    python benchmarks/backfill.py [--scans 12] [--rounds 3] [--listed 1000] [--processes 2]
+    python benchmarks/backfill.py [--scans 12] [--side 64] [--rounds 3] [--listed 1000] [--processes 2]
 
-Simulated scans of 64 x 64 x 64 are stored in an embedded Tiled server and reconstructed again and again, by
-one and by several processes in turn, each time with another seed. Scans an hour are counted from the first
-order given out to the last result in Tiled, with the processes up and torch loaded in each. Then start
-documents without data are stored, and a plan of all of them is made.
+Start documents without data are stored, and a plan of all of them is made. Then simulated scans, cubes of
+``--side``, are stored in an embedded Tiled server and reconstructed again and again, by one and by several
+processes in turn, from the same seed in each round. Time counts from the first order given out to the last
+result in Tiled, with the processes up and torch loaded in each.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from bluesky_cdinn.backfill_dask import by_dask, local_cluster
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.clients import plain_client
 from bluesky_cdinn.settings import ReconstructionOptions, Settings, TiledSettings
-from bluesky_cdinn.staleness import Stale, Standard
+from bluesky_cdinn.staleness import Standard
 
 MOMENT = 1_700_000_000.0
 FIRST_SEED = 95_000
 
 
-def scan_documents(number: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def scan_documents(number: int, side: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the documents of one simulated scan, frames in its events."""
-    frames = crystal_case("", "", FIRST_SEED + number, 2.0).intensity.astype(np.int32)
+    frames = crystal_case("", "", FIRST_SEED + number, 2.0, side=side).intensity.astype(np.int32)
     metadata = {"purpose": "rocking_curve", "cdi": {"detector": "det", "rocking_motor": "theta"}}
     run = compose_run(metadata={**metadata, "scan_id": number}, validate=False)
     yield "start", dict(run.start_doc)
@@ -75,7 +75,7 @@ class Measured:
 
 def measured(settings: Settings, processes: int) -> Measured:
     """Reconstruct all scans."""
-    standard = Standard(settings.reconstruction, frozenset({Stale.OPTIONS}))
+    standard = Standard(settings.reconstruction)
     with Catalog(settings) as catalog, local_cluster(settings, processes) as client:
         client.run(import_module, "bluesky_cdinn.pipeline")
         workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
@@ -102,14 +102,14 @@ def cpu_s(processes: list[psutil.Process]) -> float:
     return sum(spent.user + spent.system for spent in times)
 
 
-def scaling(settings: Settings, scans: int, rounds: int, processes: int) -> None:
+def scaling(settings: Settings, scans: int, side: int, rounds: int, processes: int) -> None:
     with Catalog(settings) as catalog:
         write = catalog.raw_writer()
         for number in range(scans):
-            for name, document in scan_documents(number):
+            for name, document in scan_documents(number, side):
                 write(name, document)
         catalog.flush()
-    print(f"{scans} scans of 64^3, {os.cpu_count()} cores, one thread a process")
+    print(f"{scans} scans of {side}^3, {os.cpu_count()} cores, one thread a process")
     headings = ["round", "processes", "s", "a scan, s", "its CPU, s", "the rest's", "load"]
     print("".join(f"{heading:>14}" for heading in (*headings, "early MB", "late MB")))
     ratios = []
@@ -117,8 +117,9 @@ def scaling(settings: Settings, scans: int, rounds: int, processes: int) -> None
         took = {}
         # The order turns, so that what was cached the first time favours neither.
         for count in (1, processes) if number % 2 == 0 else (processes, 1):
-            options = ReconstructionOptions(device="cpu", seed=10 * number + count)
-            one = measured(settings.model_copy(update={"reconstruction": options}), count)
+            options = ReconstructionOptions(device="cpu", seed=number)
+            tiled = settings.tiled.model_copy(update={"processed": f"round-{number}-by-{count}"})
+            one = measured(settings.model_copy(update={"reconstruction": options, "tiled": tiled}), count)
             took[count] = one.seconds
             cpu = (one.workers_cpu_s, one.rest_cpu_s)
             numbers = (one.seconds, one.scan_s, *cpu, os.getloadavg()[0], one.early_mb, one.late_mb)
@@ -161,6 +162,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scans", type=int, default=12)
+    parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listed", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
@@ -172,7 +174,7 @@ def main() -> None:
         with Catalog(settings) as holder:
             holder.start()
             listing(settings, args.listed)
-            scaling(settings, args.scans, args.rounds, args.processes)
+            scaling(settings, args.scans, args.side, args.rounds, args.processes)
 
 
 if __name__ == "__main__":
