@@ -36,6 +36,10 @@ class StoreUnavailable(CdinnError):
     """Tiled can't be reached, or refuses; what was to be stored lies in the spool directory."""
 
 
+class DeviceUnavailable(CdinnError):
+    """A device can't be reached: its IOC is down, elsewhere, or serves other records."""
+
+
 class WeightsError(CdinnError):
     """A file of network weights is damaged, or doesn't fit what it is asked to do."""
 

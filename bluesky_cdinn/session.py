@@ -1,6 +1,6 @@
 """A session: RunEngine, catalog, worker and live reconstruction put together, as a command needs them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +68,13 @@ class Session:
 
 
 @contextmanager
-def open_session(settings: Settings, on_progress: ProgressCallback | None = None) -> Iterator[Session]:
+def open_session(
+    settings: Settings,
+    on_progress: ProgressCallback | None = None,
+    *,
+    metadata: MutableMapping[str, Any] | None = None,
+    returns_result: bool = True,
+) -> Iterator[Session]:
     """Open a session and close all of it at the end.
 
     Parameters
@@ -77,13 +83,18 @@ def open_session(settings: Settings, on_progress: ProgressCallback | None = None
         For the catalog, the worker and the reconstruction.
     on_progress
         Told, in the worker's thread, how far each reconstruction is.
+    metadata
+        The RunEngine's ``md``; None begins with an empty one.
+    returns_result
+        Whether the RunEngine returns what plans return, rather than their runs' uids alone.
     """
     with (
         connect(settings) as catalog,
         _WatchedWorker(settings, on_progress) as worker,
         LiveReconstruction(catalog, settings, worker) as live,
     ):
-        engine = RunEngine({}, call_returns_result=True)
+        md: Any = {} if metadata is None else metadata  # bluesky's annotation knows none but dict
+        engine = RunEngine(md, call_returns_result=returns_result)
         engine.subscribe(catalog.raw_writer())
         engine.subscribe(live)
         yield Session(engine, catalog, live)

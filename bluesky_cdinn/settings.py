@@ -149,6 +149,28 @@ class RemoteSettings(_Section):
         return self
 
 
+class SessionSettings(_Section):
+    """A beamline's session, as `profile_collection/startup` makes it."""
+
+    devices: Literal["simulated", "epics"] = Field(
+        default="simulated", description="What the session measures with."
+    )
+    detector: str = Field(default="CDI:det:", description="Prefix of the areaDetector's records.")
+    motor: str = Field(default="CDI:theta", description="Record of the rocking motor.")
+    write_path: str | None = Field(
+        default=None,
+        description="Folder in which the detector's IOC writes frames, such as /data/%Y/%m; None: frames "
+        "travel in events.",
+    )
+    read_path: str | None = Field(
+        default=None, description="The same folder as it is seen here, where that differs."
+    )
+    connect_s: float = Field(default=10.0, gt=0, description="How long records may take to be found.")
+    metadata: Path = Field(
+        default=Path(".cdinn/metadata.json"), description="What is said with every run, and the last scan_id."
+    )
+
+
 class Settings(BaseSettings):
     """Settings of the whole package.
 
@@ -168,6 +190,7 @@ class Settings(BaseSettings):
     reconstruction: ReconstructionOptions = ReconstructionOptions()
     live: LiveSettings = LiveSettings()
     remote: RemoteSettings = RemoteSettings()
+    session: SessionSettings = SessionSettings()
     cdi: dict[str, Any] = Field(default_factory=dict)
     spool: Path = Field(default=Path(".cdinn/spool"), description="Results wait here while Tiled is away.")
 

@@ -84,6 +84,10 @@ class ReconstructionSummary:
             raise LookupError("this summary was made without a catalog to load from")
         return self._load(self.processed_uid)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A catalog stays in its process; a queueserver sends summaries to another one.
+        return {**self.__dict__, "scalars": dict(self.scalars), "_load": None}
+
     def __str__(self) -> str:
         name = self.processed_uid[:8] or "not stored"
         head = f"reconstruction {name} of scan {self.raw_uid[:8]}"

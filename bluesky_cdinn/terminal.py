@@ -52,8 +52,11 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def progress_bars(*labels: str) -> Iterator[list[Callable[[Progress], None]]]:
-    """Show bars on stderr; each function that it gives moves one of them, from any thread."""
+def progress_bars(*labels: str, stay: bool = True) -> Iterator[list[Callable[[Progress], None]]]:
+    """Show bars on stderr; each function that it gives moves one of them, from any thread.
+
+    Unless they are to stay, nothing is left of them in the end.
+    """
     columns = (
         TextColumn("{task.fields[label]}"),
         BarColumn(),
@@ -61,7 +64,7 @@ def progress_bars(*labels: str) -> Iterator[list[Callable[[Progress], None]]]:
         TimeElapsedColumn(),
         TextColumn("{task.description} {task.fields[chi2]}"),
     )
-    with ProgressBars(*columns, console=Console(stderr=True)) as bars:
+    with ProgressBars(*columns, console=Console(stderr=True), transient=not stay) as bars:
         yield [
             _mover(bars, bars.add_task("", start=False, total=1.0, label=label, chi2="")) for label in labels
         ]

@@ -1,5 +1,5 @@
-"""The devices: a simulated beamline. Put your own detector and rocking motor here under these names."""
+"""The devices: a simulated beamline, or with ``session.devices = "epics"`` the real one."""
 
-from bluesky_cdinn.sim.devices import simulated_beamline
+from bluesky_cdinn.beamline_devices import beamline_devices
 
-det, theta = simulated_beamline()
+det, theta = beamline_devices()
