@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from bluesky.protocols import Movable, Readable
 
+from bluesky_cdinn.records import PartialResult
+
 
 @runtime_checkable
 class KnowsExperiment(Protocol):
@@ -45,4 +47,13 @@ class LiveCallback(Protocol):
 
     def result(self, raw_uid: str) -> Future[Any]:
         """Return the result to come of a run; `CdinnError` if its start document wasn't seen."""
+        ...
+
+
+@runtime_checkable
+class ShowsPartialResults(Protocol):
+    """A live callback that shows what it makes of a scan that runs."""
+
+    def latest(self, raw_uid: str) -> PartialResult | None:
+        """Return the newest partial result of a scan, at once; None before the first and after the last."""
         ...

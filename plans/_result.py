@@ -20,15 +20,22 @@ class OneSubscription:
 
     A callback that gets each document twice would see every point measured twice. Subscriptions are
     served in their order, so one made before the plan has seen the start document before this has.
+
+    Attributes
+    ----------
+    raw_uid
+        Of the run that was opened last.
     """
 
     def __init__(self, live: LiveCallback) -> None:
+        self.raw_uid = ""
         self._live = live
         self._passes_on = False
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document."""
         if name == "start":
+            self.raw_uid = doc["uid"]
             self._passes_on = pending_result(self._live, doc["uid"]) is None
         if self._passes_on:
             self._live(name, doc)

@@ -1,7 +1,7 @@
 """Measure one rocking curve."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import bluesky.plan_stubs as bps
@@ -33,6 +33,7 @@ def rocking_scan(
     repeats: int = 1,
     cdi: dict | None = None,
     md: dict | None = None,
+    until: Callable[[], MsgGenerator[bool]] | None = None,
 ) -> MsgGenerator[str]:
     """Rock a crystal through its Bragg peak, one frame at each angle, as one run.
 
@@ -61,6 +62,9 @@ def rocking_scan(
         start document's ``cdi`` mapping.
     md : dict, optional
         More metadata for the start document.
+    until : callable, optional
+        Gives a plan to be carried out between points; the run ends there, successfully, if it returns True.
+        None measures all points.
 
     Returns
     -------
@@ -93,10 +97,10 @@ def rocking_scan(
     metadata = _metadata(devices, motor, len(order), plan_args, cdi or {}, md or {})
     if not relative:
         _check_limits(motor, angles)
-        return (yield from _measure(devices, motor, angles, exposures, order, metadata))
+        return (yield from _measure(devices, motor, angles, exposures, order, metadata, until))
     origin = yield from _position(motor)
     _check_limits(motor, angles + origin)
-    scan = _measure(devices, motor, angles + origin, exposures, order, metadata)
+    scan = _measure(devices, motor, angles + origin, exposures, order, metadata, until)
     return (yield from bpp.finalize_wrapper(scan, lambda: bps.mv(motor, origin)))
 
 
@@ -107,8 +111,9 @@ def _measure(
     exposures: Exposures,
     order: Sequence[int],
     metadata: dict[str, Any],
+    until: Callable[[], MsgGenerator[bool]] | None,
 ) -> MsgGenerator[str]:
-    """Take one frame at each angle, in the order given."""
+    """Take one frame at each angle, in the order given, until it is enough."""
     planned = [float(angles[0]), float(angles[-1]), len(angles)]
     metadata = {**metadata, "cdi": {"planned_deg": planned, **metadata["cdi"]}}
     if exposures.signals:
@@ -118,7 +123,9 @@ def _measure(
     @bpp.stage_decorator([*devices, motor])
     @bpp.run_decorator(md=metadata)
     def run() -> MsgGenerator[None]:
-        for point in order:
+        for place, point in enumerate(order):
+            if place and until is not None and (yield from until()):
+                return
             exposure = exposures.settings(point) if exposures.varied else []
             yield from bps.checkpoint()
             yield from bps.mv(motor, float(angles[point]), *exposure)

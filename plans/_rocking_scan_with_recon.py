@@ -12,9 +12,11 @@ from bluesky.utils import FailedStatus, MsgGenerator, short_uid
 
 from bluesky_cdinn.callbacks import ReconstructionSummary, default_live
 from bluesky_cdinn.errors import InvalidInput, ReconstructionFailed
+from bluesky_cdinn.plans._early_stop import EarlyStop, rule_for
 from bluesky_cdinn.plans._protocols import LiveCallback
 from bluesky_cdinn.plans._result import OneSubscription, ResultWaiter, pending_result
 from bluesky_cdinn.plans._rocking_scan import rocking_scan
+from bluesky_cdinn.steering import StopRule
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ def rocking_scan_with_recon(
     repeats: int = 1,
     cdi: dict | None = None,
     md: dict | None = None,
+    stop_early: bool | float = False,
+    stop_rule: StopRule | None = None,
     live: LiveCallback | None = None,
     timeout: float = 600.0,
     on_failure: Literal["return", "raise"] = "return",
@@ -41,7 +45,8 @@ def rocking_scan_with_recon(
     """Rock a crystal through its Bragg peak, and wait for its reconstruction.
 
     The scan is the one of `rocking_scan`. A reconstruction that fails, or doesn't come in time, leaves
-    it alone: the run is as complete as without.
+    it alone: the run is as complete as without. Only if asked is the scan stopped early, on what its
+    partial results say.
 
     Parameters
     ----------
@@ -65,6 +70,11 @@ def rocking_scan_with_recon(
         More for the start document's ``cdi`` mapping: ``sample``, ``reflection``, ``lattice_nm``, ...
     md : dict, optional
         More metadata for the start document.
+    stop_early : bool or float, optional
+        Whether to stop the scan once further frames no longer change the object
+        (`bluesky_cdinn.steadiness.UntilSteady`): by no more than this, rad; True takes 0.05.
+    stop_rule : callable, optional
+        Another rule (`bluesky_cdinn.steering.StopRule`). What it decides is in the run's stream "steering".
     live : LiveReconstruction, optional
         The callback that reconstructs; subscribed for this run unless it is already. None takes the
         session's (`bluesky_cdinn.callbacks.default_live`).
@@ -98,7 +108,10 @@ def rocking_scan_with_recon(
         )
     if not timeout > 0:
         raise InvalidInput(f"timeout must be positive, in s, got {timeout}")
+    rule = rule_for(stop_early, stop_rule, repeats)
     callback: LiveCallback = default_live() if live is None else live
+    subscription = OneSubscription(callback)
+    until = None if rule is None else EarlyStop(rule, callback, lambda: subscription.raw_uid)
     scan = rocking_scan(
         detectors,
         motor,
@@ -109,9 +122,10 @@ def rocking_scan_with_recon(
         relative=relative,
         repeats=repeats,
         cdi=cdi,
-        md=md,
+        md=md if rule is None else {"stop_rule": repr(rule), **(md or {})},
+        until=until,
     )
-    raw_uid = yield from bpp.subs_wrapper(scan, OneSubscription(callback))
+    raw_uid = yield from bpp.subs_wrapper(scan, subscription)
     summary = yield from _await_result(callback, raw_uid, timeout)
     if on_failure == "raise" and summary.status != "success":
         raise ReconstructionFailed(f"the reconstruction of run {raw_uid} failed: {summary.reason}")
