@@ -1,5 +1,6 @@
 """What stopping scans early comes to: rows to tables and a figure."""
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,8 @@ Ends = Callable[[Row], Ended]
 
 
 def partials(row: Row) -> list[PartialResult]:
-    """Return what a rule would have been shown of a scan."""
+    """Return what a rule would have been shown of a scan, no look missing."""
+    before = [math.nan, *(update["points"] for update in row["updates"])]
     return [
         PartialResult(
             points=update["points"],
@@ -37,9 +39,9 @@ def partials(row: Row) -> list[PartialResult]:
             phase=_NOTHING,
             chi2=update["chi2"],
             confidence=update["confidence"],
-            scalars=update["scalars"],
+            scalars={**update["scalars"], "change_since_points": since},
         )
-        for update in row["updates"]
+        for since, update in zip(before, row["updates"], strict=False)
     ]
 
 

@@ -275,6 +275,7 @@ def update(
                 ]
                 density = (density * quality.ramp(density.shape, moved)).astype(np.complex64)
                 density, changed = change(density, earlier.density)
+                changed["change_since_points"] = float(known[-1])
                 support = quality.half_level_support(density)
         with watch.stage("strain"):
             # Its Q is that of the volume's own centre.

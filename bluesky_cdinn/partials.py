@@ -26,6 +26,7 @@ _SCALARS = (
     "phase_spread_rad",
     "change",
     "change_rad",
+    "change_since_points",
     "size_nm",
     "strain_rms",
     "resolution_nm",

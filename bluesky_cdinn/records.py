@@ -228,8 +228,8 @@ class PartialResult:
         As in `Reconstruction`, of what has been measured.
     scalars
         Other numbers: ``agreement``, ``phase_spread_rad``, ``change`` and ``change_rad`` (to the update
-        before: 1 - complex correlation, and the rms phase difference), ``size_nm``, ``strain_rms``, ...;
-        a number that couldn't be computed is absent.
+        before, of ``change_since_points`` frames: 1 - complex correlation, and the rms phase difference),
+        ``size_nm``, ``strain_rms``, ...; a number that couldn't be computed is absent.
     """
 
     points: int

@@ -8,6 +8,7 @@ are close together change it less each, and by each fit's own noise: they add up
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.records import PartialResult
@@ -103,14 +104,16 @@ def moved_rad(partials: Sequence[PartialResult], span: float) -> float:
     -------
     float
         The changes from look to look, added as independent ones; NaN where the looks don't reach back so far,
-        or one can't be compared with the one before.
+        one can't be compared with the one before, or one is missing among them.
     """
     reaches = [p.points / p.fraction for p in partials if p.fraction > 0]
     # In later passes fraction stays 1.
     since = partials[-1].points - span * min(reaches, default=math.nan)
     total = 0.0
-    for partial in reversed(partials):
-        if partial.points <= since:
+    for before, partial in reversed(list(pairwise(partials))):
+        # Not every look need have been seen: then what this one says is less than the whole change.
+        seen = partial.scalars.get("change_since_points") == before.points
+        total += partial.scalars.get("change_rad", math.nan) ** 2 if seen else math.nan
+        if before.points <= since:
             return math.sqrt(total)
-        total += partial.scalars.get("change_rad", math.nan) ** 2
     return math.nan

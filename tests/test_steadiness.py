@@ -1,6 +1,7 @@
 """The rule that stops a scan early, on partial results as scans give them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,8 +22,16 @@ def look(points, change_rad=None, *, confidence=0.95, planned=PLANNED, **scalars
     return PartialResult(points, fraction, NOTHING, NOTHING, chi2=0.001, confidence=confidence, scalars=said)
 
 
+def looks(*partials):
+    """Each compared with the one before."""
+    return [
+        replace(p, scalars={"change_since_points": before.points, **p.scalars})
+        for before, p in zip((partials[0], *partials), partials, strict=False)
+    ]
+
+
 def test_an_object_that_stands_still_stops_the_scan():
-    decision = UntilSteady()([look(60), look(66, 0.08), look(72, 0.03)])
+    decision = UntilSteady()(looks(look(60), look(66, 0.08), look(72, 0.03)))
     assert decision is not None
     assert decision.action == "stop"
     assert decision.numbers["moved_rad"] == pytest.approx(0.03)
@@ -49,23 +58,24 @@ def test_an_object_that_stands_still_stops_the_scan():
         pytest.param([look(60), look(66, None)], id="no change: another grid"),
         pytest.param([look(60), look(66, math.nan)], id="no place in common"),
         pytest.param([look(60), look(63, None), look(66, 0.01)], id="a gap in the comparison"),
+        pytest.param([look(60), look(66, 0.01, change_since_points=63)], id="a look that wasn't seen"),
         pytest.param([look(60, planned=math.nan), look(66, 0.01, planned=math.nan)], id="no plan"),
     ],
 )
 def test_otherwise_it_goes_on(partials):
-    assert UntilSteady()(partials) is None
+    assert UntilSteady()(looks(*partials)) is None
 
 
 def test_many_looks_close_together_are_as_good_as_few():
     """The noise of each fit adds up as noise does."""
-    many = [look(60), *(look(n, 0.015) for n in range(61, 67))]
+    many = looks(look(60), *(look(n, 0.015) for n in range(61, 67)))
     assert UntilSteady()(many) is not None
     assert moved_rad(many, 0.05) == pytest.approx(0.015 * math.sqrt(5))
 
 
 def test_whole_passes_are_compared_where_they_are_repeated():
     """The end of a pass holds few counts: standing still there says nothing of what another pass brings."""
-    once = [look(n, 0.001) for n in range(60, 200, 10)]
+    once = looks(*(look(n, 0.001) for n in range(60, 200, 10)))
     rule = UntilSteady(span=1.0)
     first_after_a_pass = next(n for n in range(1, len(once) + 1) if rule(once[:n]) is not None)
     assert once[first_after_a_pass - 1].points == 160
@@ -73,9 +83,9 @@ def test_whole_passes_are_compared_where_they_are_repeated():
 
 
 def test_several_frames_at_each_angle_count_as_one_pass():
-    partials = [look(120, planned=200), look(126, 0.01, planned=200)]
-    assert UntilSteady()(partials) is None
-    assert UntilSteady()([*partials, look(132, 0.01, planned=200)]) is not None
+    partials = looks(*(look(n, 0.01, planned=200) for n in (120, 126, 132)))
+    assert UntilSteady()(partials[:2]) is None
+    assert UntilSteady()(partials) is not None
 
 
 @pytest.mark.parametrize(
