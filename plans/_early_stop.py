@@ -39,6 +39,12 @@ def rule_for(stop_early: bool | float, stop_rule: StopRule | None, repeats: int)
     return rule if repeats == 1 else replace(rule, span=1.0)
 
 
+def name_of(rule: StopRule) -> str:
+    """Return what a start document says of a rule: its fields, or where the function is."""
+    name = getattr(rule, "__qualname__", None)
+    return repr(rule) if name is None else f"{rule.__module__}.{name}"
+
+
 class EarlyStop:
     """Shows a rule the partial results of one scan as they come, and writes down what it decides.
 

@@ -12,7 +12,7 @@ from bluesky.utils import FailedStatus, MsgGenerator, short_uid
 
 from bluesky_cdinn.callbacks import ReconstructionSummary, default_live
 from bluesky_cdinn.errors import InvalidInput, ReconstructionFailed
-from bluesky_cdinn.plans._early_stop import EarlyStop, rule_for
+from bluesky_cdinn.plans._early_stop import EarlyStop, name_of, rule_for
 from bluesky_cdinn.plans._protocols import LiveCallback
 from bluesky_cdinn.plans._result import OneSubscription, ResultWaiter, pending_result
 from bluesky_cdinn.plans._rocking_scan import rocking_scan
@@ -122,7 +122,7 @@ def rocking_scan_with_recon(
         relative=relative,
         repeats=repeats,
         cdi=cdi,
-        md=md if rule is None else {"stop_rule": repr(rule), **(md or {})},
+        md=md if rule is None else {"stop_rule": name_of(rule), **(md or {})},
         until=until,
     )
     raw_uid = yield from bpp.subs_wrapper(scan, subscription)

@@ -183,6 +183,7 @@ def test_a_rule_that_fails_costs_no_point(RE, det, theta, caplog):
     assert summary.success
     assert len(live.events("primary")) == 12
     assert asked == [1]
+    assert live.documents[0][1]["stop_rule"].endswith("test_a_rule_that_fails_costs_no_point.<locals>.broken")
     assert "is measured whole" in caplog.text
 
 
