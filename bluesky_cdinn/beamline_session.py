@@ -15,7 +15,7 @@ from bluesky_cdinn.session import Session, open_session
 from bluesky_cdinn.settings import Settings
 
 QUIT_S = 30.0
-"""A session that ends waits so long for crystals; those still missing are put down as cancelled."""
+"""A session that ends waits so long for crystals, and so long for Tiled."""
 
 _open = ExitStack()
 
@@ -87,3 +87,5 @@ def _settle(session: Session, display: ScanDisplay, metadata: SavedMetadata) -> 
     if not session.live.wait(1.0):
         print(f"waiting up to {QUIT_S:g} s for a crystal ...", flush=True)
     session.live.close(timeout=QUIT_S)
+    if not session.catalog.flush(QUIT_S):
+        print(f"Tiled hasn't taken all yet; the rest waits in {session.catalog.settings.spool}", flush=True)

@@ -55,8 +55,10 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
 def progress_bars(*labels: str, stay: bool = True) -> Iterator[list[Callable[[Progress], None]]]:
     """Show bars on stderr; each function that it gives moves one of them, from any thread.
 
-    Unless they are to stay, nothing is left of them in the end.
+    Unless they are to stay, nothing is left of them in the end, nor shown where there is no terminal.
     """
+    console = Console(stderr=True)
+    shown = stay or console.is_terminal or console.is_jupyter
     columns = (
         TextColumn("{task.fields[label]}"),
         BarColumn(),
@@ -64,7 +66,7 @@ def progress_bars(*labels: str, stay: bool = True) -> Iterator[list[Callable[[Pr
         TimeElapsedColumn(),
         TextColumn("{task.description} {task.fields[chi2]}"),
     )
-    with ProgressBars(*columns, console=Console(stderr=True), transient=not stay) as bars:
+    with ProgressBars(*columns, console=console, transient=not stay, disable=not shown) as bars:
         yield [
             _mover(bars, bars.add_task("", start=False, total=1.0, label=label, chi2="")) for label in labels
         ]

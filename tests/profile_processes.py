@@ -83,8 +83,8 @@ class Prompt:
         return self._text, self.process.wait(max(1.0, deadline - time.monotonic()))
 
     def interrupt(self):
-        """Press Ctrl-C."""
-        os.write(self._terminal, b"\x03")
+        """Do what Ctrl-C does at a terminal that is the process's own."""
+        self.process.send_signal(signal.SIGINT)
 
     def close(self):
         kill_with_children(self.process)
