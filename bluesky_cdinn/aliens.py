@@ -39,6 +39,8 @@ def mask_aliens(volume: DiffractionVolume) -> DiffractionVolume:
     where they are strongest; and nothing of its like lies across the peak, where a fringe, even of a
     strained crystal, has its partner.
 
+    The history says how many there were, and ``strongest``: the brightest over the peak.
+
     Notes
     -----
     Along the streak of a facet abs(F)**2 follows sinc**2, whose maxima are 1 / (pi x)**2 of the peak at x
@@ -49,7 +51,9 @@ def mask_aliens(volume: DiffractionVolume) -> DiffractionVolume:
     if aliens is not None:
         full = aliens.repeat(BIN, 0).repeat(BIN, 1).repeat(BIN, 2)
         bad[: full.shape[0], : full.shape[1], : full.shape[2]] = full
-    return mask_voxels(volume, bad, "mask_aliens", aliens=found)
+    intensity = np.where(volume.valid, volume.intensity, 0)
+    strongest = float(intensity[bad].max() / intensity.max()) if found else 0.0
+    return mask_voxels(volume, bad, "mask_aliens", aliens=found, strongest=strongest)
 
 
 def _aliens(volume: DiffractionVolume) -> tuple[NDArray[np.bool_], int]:
@@ -65,7 +69,7 @@ def _aliens(volume: DiffractionVolume) -> tuple[NDArray[np.bool_], int]:
     unit = counting_unit(volume)
     level = SIGMAS * np.sqrt(unit * (background + unit))
     # All strong speckles of a strained crystal make its width; a weaker alien doesn't.
-    widths = _half_widths(np.where(excess > STRONG * excess[place], excess, 0))
+    widths = half_widths(np.where(excess > STRONG * excess[place], excess, 0))
     while level < excess[place] / 2:
         labels = connected((excess > level) & ~aliens)
         for label, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -109,7 +113,7 @@ def _is_alien(
     return float(around[tuple(across[inside].T)].sum()) < PARTNER * float(counts[inside].sum())
 
 
-def _half_widths(counts: NDArray[np.floating]) -> NDArray[np.float64]:
+def half_widths(counts: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return half the length along each axis that holds the middle nine tenths of the squared counts, bins.
 
     It is half a bin at least. For the central fringe of sinc**2 that is about its half width at half maximum.

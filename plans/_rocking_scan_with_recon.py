@@ -126,13 +126,13 @@ def rocking_scan_with_recon(
         until=until,
     )
     raw_uid = yield from bpp.subs_wrapper(scan, subscription)
-    summary = yield from _await_result(callback, raw_uid, timeout)
+    summary = yield from await_result(callback, raw_uid, timeout)
     if on_failure == "raise" and summary.status != "success":
         raise ReconstructionFailed(f"the reconstruction of run {raw_uid} failed: {summary.reason}")
     return summary
 
 
-def _await_result(live: LiveCallback, raw_uid: str, timeout: float) -> MsgGenerator[ReconstructionSummary]:
+def await_result(live: LiveCallback, raw_uid: str, timeout: float) -> MsgGenerator[ReconstructionSummary]:
     """Wait for a result as for a motor: the RunEngine stays free to pause, and callbacks run on."""
     future = pending_result(live, raw_uid)
     if future is None:
