@@ -34,6 +34,7 @@ from bluesky_cdinn import quality
 from bluesky_cdinn.errors import IncompleteScan
 from bluesky_cdinn.following import ScanFollower
 from bluesky_cdinn.records import RockingCurve
+from bluesky_cdinn.series_start import FOUND_FROM
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.sim.crystal import Crystal, SmoothField, random_crystal, sample, strained_crystal
 
@@ -193,13 +194,13 @@ def pair_lines(rows: Sequence[Row]) -> list[str]:
         lost = [r for r in later if r[cold]["phase_rmse"] < RIGHT <= r[warm]["phase_rmse"]]
         won = [r for r in later if r[warm]["phase_rmse"] < RIGHT <= r[cold]["phase_rmse"]]
         cpu = sum(r[warm]["cpu_s"] for r in later) / sum(r[cold]["cpu_s"] for r in later)
-        found = sum(r[warm]["found_from"] != "network" for r in later)
         lines.append(
             f"{warm} over {cold}: RMSE {np.median(ratio):.2f} times in the median, {max(ratio):.1f} at most, "
             f"over 1.5 times in {sum(r > 1.5 for r in ratio)} of {len(ratio)}; right no more in {len(lost)}, "
-            f"right at last in {len(won)}; CPU {cpu:.2f} times; taken without a search in {found}."
+            f"right at last in {len(won)}; CPU {cpu:.2f} times."
         )
-    return lines
+    taken = [r[WAYS[1]]["found_from"] == FOUND_FROM for r in rows if r["scan"]]
+    return [*lines, f"Without updates {sum(taken)} of {len(taken)} took the objects of the scan before."]
 
 
 def render(rows: Sequence[Row]) -> None:
