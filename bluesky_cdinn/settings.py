@@ -157,6 +157,9 @@ class SessionSettings(_Section):
     )
     detector: str = Field(default="CDI:det:", description="Prefix of the areaDetector's records.")
     motor: str = Field(default="CDI:theta", description="Record of the rocking motor.")
+    stages: dict[str, str] = Field(
+        default_factory=dict, description='Records of the sample\'s motors, by name: {x = "34ID:x"}.'
+    )
     write_path: str | None = Field(
         default=None,
         description="Folder in which the detector's IOC writes frames, such as /data/%Y/%m; None: frames "

@@ -156,7 +156,7 @@ class Manager:
     def open(self):
         """Open the environment, which takes a while; see `wait`."""
         deadline = time.monotonic() + START_S
-        while self._request("status", timeout_s=0.5)[0] is None:
+        while self._request("status", timeout_s=2.0)[0] is None:
             assert self.process.poll() is None, self.told()
             assert time.monotonic() < deadline, self.told()
         self.ask("environment_open")

@@ -126,7 +126,7 @@ def test_a_queueserver_lists_every_plan_with_its_parameters(manager, started):
             # Without one it takes what a session in Python alone has: a rule, a callback.
             assert "annotation" in parameter or parameter.get("default") == "None", where
     devices = manager.ask("devices_allowed", user_group="primary")["devices_allowed"]
-    assert set(devices) == {"det", "theta"}
+    assert set(devices) == {"det", "theta", "x", "y"}
     listed = (started[2]["queue"] / "profile_collection/startup/existing_plans_and_devices.yaml").read_text()
     assert all(f"\n  {name}:" in listed for name in (*plans.__all__, *devices))
 
@@ -138,12 +138,21 @@ def test_a_queueserver_runs_plans_and_its_history_holds_a_failed_reconstruction(
     raised = manager.add("rocking_scan_with_recon", ["det"], "theta", *OFF_PEAK, on_failure="raise")
     returned = manager.add("rocking_scan_with_recon", ["det"], "theta", *OFF_PEAK)
     refused = manager.add("rocking_scan", "det", "theta", -90.0, 90.0, 5)
+    # There is nothing to be reconstructed for these.
+    nowhere = {"name": "nowhere", "positions": {"x": 300.0, "y": 0.0}}
+    skipped = manager.add("survey", "det", "theta", ["x", "y"], [nowhere], -0.35, 0.35, glance_s=0.0)
+    unseen = manager.add("adaptive_rocking_scan", "det", "theta", *OFF_PEAK[:2], 10.0, on_failure="raise")
+    lost = manager.add("follow", "det", "theta", *OFF_PEAK, scans=1)
     manager.ask("queue_start")
     manager.wait(PLAN_S, manager_state="idle", items_in_queue=0, running_item_uid=None)
     results = manager.history()
     assert results[found]["exit_status"] == results[returned]["exit_status"] == "completed"
     assert results[raised]["exit_status"] == results[refused]["exit_status"] == "failed"
     assert "limits" in results[refused]["msg"]
+    assert results[skipped]["exit_status"] == "completed"
+    assert len(results[skipped]["run_uids"]) > 1
+    assert "there is no crystal" in results[unseen]["msg"]
+    assert results[lost]["exit_status"] == "completed"
     (raw_uid,) = results[raised]["run_uids"]
     assert f"the reconstruction of run {raw_uid} failed: " in results[raised]["msg"]
     assert "ReconstructionFailed" in results[raised]["traceback"]
@@ -201,7 +210,7 @@ def test_records_that_are_not_there_are_told(tmp_path):
         python(code, env=env, cwd=tmp_path)
     told = failure.value.stderr.splitlines()[-1]
     assert told.startswith("bluesky_cdinn.errors.DeviceUnavailable")
-    assert "CDI:theta (session.motor)" in told
+    assert "the motor record CDI:theta, as theta, not found within 0.5 s" in told
 
 
 def settings_of(stored, folder):
