@@ -106,9 +106,17 @@ class LiveReconstruction:
 
         What a scan's partial results were is in the catalog: `bluesky_cdinn.catalog.Catalog.partials`.
         """
+        return next(reversed(self.partials(raw_uid)), None)
+
+    def partials(self, raw_uid: str) -> tuple[PartialResult, ...]:
+        """Return the partial results so far of a scan that runs, the newest last; none after its end.
+
+        Of a scan with very many they are the last ones.
+        """
         with self._lock:
             scan = self._scans.get(raw_uid)
-        return scan.partial if scan is not None else None
+        # One copy, made at once: the publisher's thread appends.
+        return tuple(scan.partials.copy()) if scan is not None else ()
 
     def partial(self, raw_uid: str, points: int) -> Future[PartialResult]:
         """Return the first partial result to come that rests on `points` points of a scan that runs.

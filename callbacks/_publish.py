@@ -177,7 +177,7 @@ class Publisher:
         except CdinnError as error:
             logger.warning("a partial result of scan %s can't be told: %s", scan.uid, error)
             return
-        scan.partial = result
+        scan.partials.append(result)
         try:
             self._catalog.store_running(scan.processed.uid, documents)
         except OSError:
@@ -205,7 +205,7 @@ class Publisher:
             logger.exception("the reconstruction of scan %s could not be stored", scan.uid)
             summary = ReconstructionSummary(raw_uid=scan.uid, status="failed", reason=reason_of(error))
         self._worker.forget(scan.uid)
-        scan.partial = None
+        scan.partials.clear()
         scan.let_go()
         with self._lock:
             self._open.pop(scan, None)

@@ -17,6 +17,9 @@ from bluesky_cdinn.summary import ReconstructionSummary
 
 logger = logging.getLogger(__name__)
 
+REMEMBERED = 256
+"""Partial results kept of a scan that runs, 0.1 MB each; all of them are in the catalog."""
+
 
 @dataclass(eq=False)
 class Scan:
@@ -30,8 +33,8 @@ class Scan:
         Collects its documents; None once they have been handed over, or are dropped.
     result
         To come.
-    partial
-        The newest partial result while it runs.
+    partials
+        Its partial results while it runs, the last `REMEMBERED`.
     looked_at
         When it was last seen how far it is, s of the monotonic clock.
     to_be_looked_at
@@ -41,7 +44,7 @@ class Scan:
     start: Mapping[str, Any]
     assembler: RockingCurveAssembler | None
     result: Future[ReconstructionSummary] = field(default_factory=Future)
-    partial: PartialResult | None = None
+    partials: deque[PartialResult] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     looked_at: float = -float("inf")
     to_be_looked_at: bool = False
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from bluesky.utils import MsgGenerator
 
@@ -65,7 +64,7 @@ class EarlyStop:
         self._rule: StopRule | None = rule
         self._live = live
         self._raw_uid = raw_uid
-        self._partials: list[PartialResult] = []
+        self._seen: PartialResult | None = None
         if not isinstance(live, ShowsPartialResults):
             logger.warning("%r shows no partial results: the scan will not be stopped early", live)
             self._rule = None
@@ -81,12 +80,12 @@ class EarlyStop:
     def _decide(self) -> Decision | None:
         if self._rule is None or not isinstance(self._live, ShowsPartialResults):
             return None
-        latest: Any = self._live.latest(self._raw_uid())
-        if latest is None or (self._partials and latest is self._partials[-1]):
+        partials = self._live.partials(self._raw_uid())
+        if not partials or partials[-1] is self._seen:
             return None
-        self._partials.append(latest)
+        self._seen = partials[-1]
         try:
-            return self._rule(tuple(self._partials))
+            return self._rule(partials)
         except Exception:
             logger.exception("the rule %r failed: the scan is measured whole", self._rule)
             self._rule = None

@@ -1,6 +1,6 @@
 """What the plans need of the devices and the callback that they are given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +54,6 @@ class LiveCallback(Protocol):
 class ShowsPartialResults(Protocol):
     """A live callback that shows what it makes of a scan that runs."""
 
-    def latest(self, raw_uid: str) -> PartialResult | None:
-        """Return the newest partial result of a scan, at once; None before the first and after the last."""
+    def partials(self, raw_uid: str) -> Sequence[PartialResult]:
+        """Return a running scan's partial results so far, at once, the newest last."""
         ...

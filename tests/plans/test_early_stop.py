@@ -61,16 +61,14 @@ class Silent:
 class Scripted(Silent):
     """Has a partial result after every third point."""
 
-    def __init__(self):
-        super().__init__()
-        self._partial = None
-
-    def latest(self, raw_uid):
+    def partials(self, raw_uid):
         assert raw_uid == self._uid
         seen = len(self.events("primary"))
-        if seen >= 6 and seen % 3 == 0:
-            self._partial = partial(seen, 12)
-        return self._partial
+        return tuple(self._partials.setdefault(n, partial(n, 12)) for n in range(6, seen + 1, 3))
+
+    def __init__(self):
+        super().__init__()
+        self._partials = {}
 
 
 class At:
