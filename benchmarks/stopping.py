@@ -1,6 +1,6 @@
 """Judge scans that were stopped early: what they save, and what it costs the crystal.
 
-    python benchmarks/stopping.py                  # 72 crystals, the real scan: 25 CPU minutes
+    python benchmarks/stopping.py                  # 60 crystals, the real scan: 20 CPU minutes
     python benchmarks/stopping.py --cases 12       # a glance
     python benchmarks/stopping.py --render         # table and figure from what is kept
 
@@ -293,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=72)
+    parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--again", action="store_true", help="forget the rows that are kept")
     parser.add_argument("--render", action="store_true", help="only tables and figure")
     options = parser.parse_args()
