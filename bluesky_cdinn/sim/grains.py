@@ -215,6 +215,7 @@ def random_grains(
     rows: int,
     *,
     pitch_um: float = 10.0,
+    side_px: int = 128,
     empty: int = 1,
     weak: int = 1,
     cut: int = 1,
@@ -223,7 +224,7 @@ def random_grains(
     """Return grains on a grid of places, some of them of no use.
 
     Sizes are 250 to 450 nm, strain fields 0.5 to 8 rad peak to valley, rates go with the size to the fourth
-    power; each is turned by up to 0.15 deg and has its peak up to 15 pixels from the middle.
+    power; each is turned by up to 0.15 deg and has its peak up to an eighth of a side from the middle.
 
     Parameters
     ----------
@@ -233,6 +234,8 @@ def random_grains(
         Of the grid, whose first place is (0, 0); names are "x0y0", ...
     pitch_um
         From place to place.
+    side_px
+        Of the detector.
     empty, weak, cut, twice
         How many places have no crystal, one a thousand times as weak, one with its peak at the detector's
         edge, and two crystals at once.
@@ -243,29 +246,28 @@ def random_grains(
     grains = []
     for (column, row), kind in zip(places, rng.permutation(kinds), strict=True):
         name, place = f"x{column}y{row}", (column * pitch_um, row * pitch_um)
-        first = _random_grain(rng, name, place)
+        first = _random_grain(rng, name, place, side_px)
         if kind == "weak":
             first = replace(first, peak_rate=first.peak_rate / 1000)
         elif kind == "cut":
-            first = replace(first, shift_px=(64.0, first.shift_px[1]))
+            first = replace(first, shift_px=(side_px / 2, first.shift_px[1]))
         if kind != "empty":
             grains.append(first)
         if kind == "twice":
-            other = _random_grain(rng, f"{name} other", place)
-            row_px, column_px = first.shift_px
-            aside = (row_px + 28.0 * rng.choice([-1, 1]), column_px + 28.0 * rng.choice([-1, 1]))
-            grains.append(replace(other, shift_px=aside, peak_rate=first.peak_rate * 0.7))
+            other = _random_grain(rng, f"{name} other", place, side_px)
+            row_px, column_px = first.shift_px + 0.22 * side_px * rng.choice([-1, 1], 2)
+            grains.append(replace(other, shift_px=(row_px, column_px), peak_rate=first.peak_rate * 0.7))
     return grains
 
 
-def _random_grain(rng: np.random.Generator, name: str, place_um: tuple[float, float]) -> Grain:
+def _random_grain(rng: np.random.Generator, name: str, place_um: tuple[float, float], side_px: int) -> Grain:
     size_nm = rng.uniform(250.0, 450.0)
     return Grain(
         name=name,
         crystal=random_crystal(rng, size_nm, rng.uniform(0.5, 8.0)),
         place_um=place_um,
         centre_deg=rng.uniform(-0.15, 0.15),
-        shift_px=(rng.uniform(-15, 15), rng.uniform(-15, 15)),
+        shift_px=(side_px * rng.uniform(-0.12, 0.12), side_px * rng.uniform(-0.12, 0.12)),
         peak_rate=1e5 * (size_nm / 400.0) ** 4,
     )
 
