@@ -60,10 +60,10 @@ def _epics_devices(chosen: SessionSettings) -> dict[str, Any]:
         EpicsSignalBase.set_defaults(connection_timeout=chosen.connect_s)
     made: dict[str, Any] = {}
     for name, record in {"theta": chosen.motor, **chosen.stages}.items():
-        with _within(chosen.connect_s, f"the motor record {record}, as {name},"):
+        with _within(chosen.connect_s, f"the motor record {record}, as {name}"):
             made[name] = RockingMotor(record, name=name)
             made[name].wait_for_connection(timeout=chosen.connect_s)
-    with _within(chosen.connect_s, f"the areaDetector {chosen.detector}, as det,"):
+    with _within(chosen.connect_s, f"the areaDetector {chosen.detector}, as det"):
         if chosen.write_path is None:
             made["det"] = EventDetector(chosen.detector, name="det")
         else:
