@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy import ndimage
 
 from bluesky_cdinn.aliens import CLEARANCE, STRONG, half_widths
 from bluesky_cdinn.errors import InvalidInput
+from bluesky_cdinn.masking import connected
 from bluesky_cdinn.peak import supported_intensity
 from bluesky_cdinn.quick_look import QuickLook
 from bluesky_cdinn.records import DiffractionVolume
@@ -155,7 +155,7 @@ def neighbour_share(volume: DiffractionVolume) -> float:
         return 0.0
     distance = np.zeros(counts.shape)
     # Of a strained crystal all strong speckles make the width; they hang together, another's peak doesn't.
-    pieces, _ = ndimage.label(counts > CONNECTED * height, structure=np.ones((3, 3, 3)))
+    pieces = connected(counts > CONNECTED * height)
     own = (pieces == pieces[peak]) & (counts > STRONG * height)
     widths = half_widths(np.where(own, counts, 0)).clip(1.0)
     for axis, (place, half) in enumerate(zip(peak, widths, strict=True)):
