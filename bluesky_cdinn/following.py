@@ -33,8 +33,8 @@ from bluesky_cdinn.records import (
     RockingCurve,
 )
 from bluesky_cdinn.refine import Measurement, Objects
-from bluesky_cdinn.series_start import SeriesStart, starts_from
 from bluesky_cdinn.sampling import oversampling
+from bluesky_cdinn.series_start import SeriesStart, starts_from
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.warm_start import Place, WarmStart, voxels_between, zero_frequency
 from bluesky_cdinn.watch import Cancel, Report, Watch
@@ -47,7 +47,7 @@ PATIENCE_S = 0.2
 # longer than the next frames do.
 MOST_VOXELS = 300_000
 # Once all that was planned is there, plans decide by how fine the whole is, and nothing is in a hurry.
-MOST_OF_ALL = 4 * MOST_VOXELS
+MOST_OF_ALL = 8 * MOST_VOXELS
 # Running scans that are remembered; one that never ends must not stay for ever.
 REMEMBERED = 4
 # Scans of series that are remembered after their end, and bytes of their objects.
@@ -275,7 +275,7 @@ def update(
                 ]
                 density = (density * quality.ramp(density.shape, moved)).astype(np.complex64)
                 density, changed = change(density, earlier.density)
-                changed["change_since_points"] = float(known[-1])
+                changed["change_since_points"] = float(earlier.points[-1])
                 support = quality.half_level_support(density)
         with watch.stage("strain"):
             # Its Q is that of the volume's own centre.

@@ -29,7 +29,13 @@ _SCALARS = (
     "change_since_points",
     "size_nm",
     "strain_rms",
+    "resolution_voxels",
     "resolution_nm",
+    "resolution_limit_nm",
+    *(f"{name}_{axis}_nm" for name in ("resolution", "resolution_limit") for axis in "xyzq"),
+    "oversampling_rocking",
+    "oversampling_row",
+    "oversampling_column",
     "d_spacing_nm",
 )
 

@@ -1,6 +1,6 @@
 """What a fast, coarse rocking curve tells of a crystal before it is measured properly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,16 @@ class QuickLook:
         Counts in the brightest voxel of the peak that its neighbours support.
     exposure_s
         Usual exposure of a frame; NaN where not known.
+    total_s
+        Exposure of all of its frames; those of every run that it took.
+    full_scale
+        Counts at which the frames' numbers end; infinite where they don't.
     volume
         What was measured, clean, cut to the peak's surroundings; None where nothing could be made of it.
+    wide
+        The coarse curve's, where `volume` is a finer one of the peak alone; else None.
+    frame_shape
+        (rows, columns) of the detector's whole frames; None where none could be read.
     raw_uids
         Of the runs that it took.
     """
@@ -47,8 +55,17 @@ class QuickLook:
     pixel: tuple[float, float] | None = None
     brightest: float = 0.0
     exposure_s: float = float("nan")
+    total_s: float = 0.0
+    full_scale: float = float("inf")
     volume: DiffractionVolume | None = None
+    wide: DiffractionVolume | None = None
+    frame_shape: tuple[int, int] | None = None
     raw_uids: tuple[str, ...] = ()
+
+    def after(self, earlier: "QuickLook") -> "QuickLook":
+        """Return this look as the last of several: what they took together is its own."""
+        uids, total_s = (*earlier.raw_uids, *self.raw_uids), earlier.total_s + self.total_s
+        return replace(self, raw_uids=uids, total_s=total_s)
 
     @property
     def rate(self) -> float:
@@ -67,27 +84,33 @@ def look_at(curve: RockingCurve) -> QuickLook:
     uids = (curve.raw_uid,)
     times = curve.count_time_s
     exposure_s = float("nan") if times is None else float(np.nanmedian(times))
+    total_s = 0.0 if times is None else float(np.nansum(times))
     try:
         curve = load_frames(curve)
+        shape = np.asarray(curve.frames).shape
         rows, columns = box = box_around_peak(curve)
         volume = prepare(assemble(cut(curve, box)))
         place = find_peak(volume)
     except CdinnError as error:
-        return QuickLook(None, str(error), exposure_s=exposure_s, raw_uids=uids)
+        return QuickLook(None, str(error), exposure_s=exposure_s, total_s=total_s, raw_uids=uids)
     assert volume.angles_deg is not None
     peak = rocking_peak(volume.angles_deg, _profile(volume, place))
+    dtype = np.asarray(curve.frames).dtype
     seen = QuickLook(
         peak=peak,
         pixel=(rows.start + place[1], columns.start + place[2]),
         brightest=_brightest(volume, place),
         exposure_s=exposure_s,
+        total_s=total_s,
+        full_scale=float(np.iinfo(dtype).max) if dtype.kind in "iu" else float("inf"),
         volume=volume,
+        frame_shape=(shape[-2], shape[-1]),
         raw_uids=uids,
     )
     if peak.significance >= SIGNIFICANT:
         return seen
     why = f"no peak stands out: {peak.height:.3g} counts above {peak.background:.3g}"
-    return QuickLook(None, why, exposure_s=exposure_s, volume=volume, raw_uids=uids)
+    return replace(seen, peak=None, pixel=None, reason=why)
 
 
 def _profile(volume: DiffractionVolume, place: tuple[float, float, float]) -> NDArray[np.float64]:

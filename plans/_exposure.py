@@ -41,10 +41,10 @@ class Exposures:
 
     def readables(self) -> list[Any]:
         """Return what is to be read with each point."""
-        return [_OnItsOwn(signal) for signal in self.signals] if self.varied else []
+        return [OnItsOwn(signal) for signal in self.signals] if self.varied else []
 
 
-class _OnItsOwn:
+class OnItsOwn:
     """A detector's signal that is read beside its detector; bluesky would take it for read already."""
 
     parent = None

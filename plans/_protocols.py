@@ -57,3 +57,11 @@ class ShowsPartialResults(Protocol):
     def partials(self, raw_uid: str) -> Sequence[PartialResult]:
         """Return a running scan's partial results so far, at once, the newest last."""
         ...
+
+
+class GivesPartialResults(LiveCallback, Protocol):
+    """A live callback that makes partial results when it is asked for one."""
+
+    def partial(self, raw_uid: str, points: int) -> Future[PartialResult]:
+        """Return the first partial result to come that rests on so many points of a scan that runs."""
+        ...

@@ -101,12 +101,12 @@ def quick_look(
             logger.info("the peak can't be followed further: %s", limits)
             break
         start, stop = start + shift, stop + shift
-        seen = replace(further, raw_uids=(*seen.raw_uids, *further.raw_uids))
+        seen = further.after(seen)
     step = abs(stop - start) / (num - 1)
     if refine and seen.peak is not None and seen.peak.fwhm_deg < _LEAST_STEPS * step:
         centre, reach = seen.peak.centre_deg, _REACH * step
         earlier, seen = seen, (yield from look(centre - reach, centre + reach, _FINE_POINTS))
         if seen.peak is None:
             seen = replace(seen, reason=f"the peak seen at {centre:.5g} deg was not there again")
-        seen = replace(seen, raw_uids=(*earlier.raw_uids, *seen.raw_uids))
+        seen = replace(seen.after(earlier), wide=earlier.volume)
     return seen

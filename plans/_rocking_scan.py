@@ -94,12 +94,12 @@ def rocking_scan(
         "relative": bool(relative),
         "repeats": int(repeats),
     }
-    metadata = _metadata(devices, motor, len(order), plan_args, cdi or {}, md or {})
+    metadata = scan_metadata(devices, motor, len(order), plan_args, cdi or {}, md or {})
     if not relative:
-        _check_limits(motor, angles)
+        check_limits(motor, angles)
         return (yield from _measure(devices, motor, angles, exposures, order, metadata, until))
-    origin = yield from _position(motor)
-    _check_limits(motor, angles + origin)
+    origin = yield from position_of(motor)
+    check_limits(motor, angles + origin)
     scan = _measure(devices, motor, angles + origin, exposures, order, metadata, until)
     return (yield from bpp.finalize_wrapper(scan, lambda: bps.mv(motor, origin)))
 
@@ -158,7 +158,7 @@ def _there_and_back(num: int, repeats: int) -> list[int]:
     return [point for turn in range(int(repeats)) for point in upwards[:: -1 if turn % 2 else 1]]
 
 
-def _check_limits(motor: Movable, angles: FloatArray) -> None:
+def check_limits(motor: Movable, angles: FloatArray) -> None:
     """Ask the motor about the outermost angles, where it can be asked without waiting."""
     if not isinstance(motor, Checkable):
         return
@@ -171,7 +171,7 @@ def _check_limits(motor: Movable, angles: FloatArray) -> None:
             answer.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _position(motor: Movable) -> MsgGenerator[float]:
+def position_of(motor: Movable) -> MsgGenerator[float]:
     """Read where the motor was sent, or stands if it doesn't tell."""
     if isinstance(motor, Locatable):
         # bluesky annotates what this yields as strings; they are messages
@@ -180,7 +180,7 @@ def _position(motor: Movable) -> MsgGenerator[float]:
     return float((yield from bps.rd(motor)))  # pyright: ignore[reportArgumentType]
 
 
-def _metadata(
+def scan_metadata(
     devices: Sequence[Readable],
     motor: Movable,
     points: int,
