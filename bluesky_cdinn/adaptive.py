@@ -1,5 +1,7 @@
 """Rocking curves for the optimisers of bluesky-adaptive: how to measure a trial, and what came of it.
 
+::
+
     trials = RockingTrials(theta, at_dose(4.0), ["confidence"])
     problem = OptimizationProblem(
         Resilient(optimizer), actuators=[], sensors=[det],
