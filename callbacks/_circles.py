@@ -9,10 +9,13 @@ import numpy as np
 from bluesky_cdinn.callbacks._keys import DEGREES, Stream
 from bluesky_cdinn.goniometer import Beamline
 
+# Units of readings that stand beside angles in most events; any other unknown one is told of.
+_NO_ANGLES = frozenset({"counts", "s", "mm", "um", "nm", "m", "keV", "eV", "K", "C", "A", "mA", "V", "Hz"})
+
 
 def angles_read(stream: Stream, values: Mapping[str, Any]) -> dict[str, float]:
     """Return those of a stream's readings, or its configuration, that may be angles, deg, by key."""
-    numbers = {key: _number(value) for key, value in values.items()}
+    numbers = {key: _number(value) for key, value in values.items() if stream.unit(key) not in _NO_ANGLES}
     return {key: n * stream.scale(key, DEGREES) for key, n in numbers.items() if math.isfinite(n)}
 
 

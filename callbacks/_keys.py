@@ -84,10 +84,14 @@ class Stream:
         """Name of the device that a data key comes from."""
         return next((name for name, keys in self.object_keys.items() if key in keys), None)
 
+    def unit(self, key: str) -> str:
+        """Return a key's own unit, empty where none is named."""
+        described = self.data_keys.get(key) or self.configuration_keys.get(key) or {}
+        return str(described.get("units") or "").strip().replace("\N{MICRO SIGN}", "u")
+
     def scale(self, key: str, units: Mapping[str, float]) -> float:
         """Factor from a key's own units to the first of a table."""
-        described = self.data_keys.get(key) or self.configuration_keys.get(key) or {}
-        name = str(described.get("units") or "").strip().replace("\N{MICRO SIGN}", "u")
+        name = self.unit(key)
         short = name.lower().removesuffix("s").removesuffix("ree").removesuffix("ian")
         factor = units.get(name, units.get(short))
         if factor is None:
