@@ -5,8 +5,10 @@ reconstruction of all frames so far says. Frames of all passes add up, so passes
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from bluesky_cdinn.curve_design import PeakShape, affordable, peak_shape, sufficient
 from bluesky_cdinn.errors import InvalidInput
@@ -153,7 +155,7 @@ class Aim:
         return self._measure(reason, scan, look, numbers)
 
     def _next(self, so_far: Measured, shape: PeakShape) -> Decision:
-        latest, last, spent = so_far.latest, so_far.passes[-1], so_far.spent_s
+        latest, spent = so_far.latest, so_far.spent_s
         left = self.budget_s - spent
         numbers = {"spent_s": spent, "left_s": left, **_seen(latest)}
         missed = self._missed(latest, shape)
@@ -165,25 +167,17 @@ class Aim:
             return Decision(STOP, f"it stops improving, but {missed}", numbers)
         if latest is None:
             return self._again(f"{missed}: more counts", so_far, min(_MOST - 1, left / spent), numbers)
-        sampled = latest.scalars.get("oversampling_rocking", math.inf)
-        if sampled < _SAMPLED and last.num > 2:
-            between = Pass(
-                last.start + math.copysign(last.step_deg / 2, last.stop - last.start),
-                last.stop - math.copysign(last.step_deg / 2, last.stop - last.start),
-                last.num - 1,
-                min(spent, left) / (last.num - 1),
-            )
-            reason = f"{sampled:.1f} samples a fringe are too few: measure in between"
-            return self._measure(reason, between, so_far.look, numbers)
+        if _sampled(latest) < _SAMPLED:
+            return self._measure(missed, between(so_far.passes, left), so_far.look, numbers)
         found, wanted = _resolution(latest), self._wanted(shape)
         factor = (found / wanted) ** (1 / shape.slope) - 1 if found > wanted else 1.0
         share = min(max(_AMPLE * factor, _ADDS), _MOST - 1, left / spent)
         return self._again(missed, so_far, share, numbers)
 
     def _again(self, reason: str, so_far: Measured, share: float, numbers: Mapping[str, float]) -> Decision:
-        """Measure the last curve again, for a share of all that was spent."""
-        last = so_far.passes[-1]
-        scan = replace(last, count_time=share * so_far.spent_s / last.num)
+        """Measure the whole curve again, for a share of all that was spent."""
+        whole = covered(so_far.passes)
+        scan = replace(whole, count_time=share * so_far.spent_s / whole.num)
         return self._measure(reason, scan, so_far.look, numbers)
 
     def _measure(self, reason: str, scan: Pass, look: QuickLook, numbers: Mapping[str, float]) -> Decision:
@@ -201,6 +195,9 @@ class Aim:
         """Say what is not reached yet; empty when all is."""
         if latest is None:
             return "there is no reconstruction yet"
+        if _sampled(latest) < _SAMPLED:
+            # What is sampled too coarsely says of itself whatever it likes.
+            return f"there are {_sampled(latest):.1f} samples a fringe, {_SAMPLED:.1f} are needed"
         wanted = self._wanted(shape)
         if not math.isnan(wanted) and _resolution(latest) > wanted:
             return f"the resolution is {_resolution(latest):.3g} nm, {wanted:.3g} are wanted"
@@ -209,6 +206,29 @@ class Aim:
         if self.chi2 is not None and not latest.chi2 <= self.chi2:
             return f"chi2 is {latest.chi2:.3g}, {self.chi2:.3g} is wanted"
         return ""
+
+
+def covered(passes: Sequence[Pass]) -> Pass:
+    """Return one pass over all angles that some have measured, of one second a frame."""
+    ends = [end for scan in passes for end in (scan.start, scan.stop)]
+    first, last = min(ends), max(ends)
+    angles = np.sort(np.concatenate([np.linspace(scan.start, scan.stop, scan.num) for scan in passes]))
+    steps = np.diff(angles)
+    step = float(steps[steps > 1e-3 * passes[0].step_deg].min())
+    return Pass(first, last, round((last - first) / step) + 1, 1.0)
+
+
+def between(passes: Sequence[Pass], left_s: float) -> Pass:
+    """Return a pass half-way between the angles of those before, as long as they were, if that is left."""
+    whole = covered(passes)
+    spent = sum(scan.exposure_s for scan in passes)
+    half, num = whole.step_deg / 2, whole.num - 1
+    return Pass(whole.start + half, whole.stop - half, num, min(spent, left_s) / num)
+
+
+def _sampled(result: PartialResult) -> float:
+    """Return samples a fringe along rocking; infinite where the result doesn't say."""
+    return result.scalars.get("oversampling_rocking", math.inf)
 
 
 def _resolution(result: PartialResult) -> float:
