@@ -193,9 +193,9 @@ def report(rows: Sequence[Row]) -> str:
         f"found as infinitely coarse; in brackets over the {len(common)} that every plan found. Exposure: "
         "mean. Sure and wrong: confidence over 0.8, and not found.",
         "",
-        "*adaptive* wants what the detector allows, at confidence 0.8. *adaptive to 15 nm* wants no more than "
-        f"that, at confidence 0.5, and so leaves bright crystals early; *pooled* may take {1.5 * BUDGET_S:.0f} "
-        "s of one crystal, because others take less: what counts there is the mean.",
+        "*adaptive* wants what the detector allows, at confidence 0.8. *adaptive to 15 nm* wants no more "
+        "than that, at confidence 0.5, and so leaves bright crystals early; *pooled* may take "
+        f"{1.5 * BUDGET_S:.0f} s of one crystal, because others take less: what counts there is the mean.",
         "",
     ]
     lines += [table(head, [_line(plan, [by[plan, seed] for seed in whole], common) for plan in plans])]

@@ -13,9 +13,11 @@ import httpx
 from tiled.queries import In
 
 from bluesky_cdinn.callbacks._assembler import is_rocking_curve
+from bluesky_cdinn.callbacks._remote_partials import watch_partials
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.errors import NotFound, StoreUnavailable
 from bluesky_cdinn.listing import PAGE, listed
+from bluesky_cdinn.records import PartialResult
 from bluesky_cdinn.settings import Settings
 from bluesky_cdinn.spool import ABANDONED
 from bluesky_cdinn.summary import ReconstructionSummary
@@ -82,6 +84,19 @@ class RemoteReconstruction:
             No rocking scan of that uid came by, or it is long ago.
         """
         return self._expected.future(raw_uid)
+
+    def partial(self, raw_uid: str, points: int) -> Future[PartialResult]:
+        """Return the first partial result that Tiled shows of so many points of a scan that runs.
+
+        The workers make them in their own time (``live.interval_s``), and Tiled shows the newest. The future
+        fails with `IncompleteScan` once the scan's result is there; it may never be done: cancel it then.
+
+        Raises
+        ------
+        NotFound
+            As `result` does.
+        """
+        return watch_partials(self.catalog, raw_uid, points, self.result(raw_uid))
 
     def close(self) -> None:
         """End the thread; results that aren't there yet don't come any more. May be called more than once."""

@@ -17,7 +17,7 @@ from bluesky_cdinn.errors import CdinnError, InvalidInput, ReconstructionFailed
 from bluesky_cdinn.exposing import Aim, Measured, PassRule
 from bluesky_cdinn.plans._decisions import DecisionLog, record, steering_run
 from bluesky_cdinn.plans._exposure import OnItsOwn, find_exposures
-from bluesky_cdinn.plans._protocols import GivesPartialResults, ReadableMovable
+from bluesky_cdinn.plans._protocols import GivesPartialResults, LiveCallback, ReadableMovable
 from bluesky_cdinn.plans._quick_look import quick_look
 from bluesky_cdinn.plans._result import OneSubscription, ResultWaiter
 from bluesky_cdinn.plans._rocking_scan import as_list, check_limits, position_of, scan_metadata
@@ -55,7 +55,7 @@ def adaptive_rocking_scan(
     cdi: dict | None = None,
     md: dict | None = None,
     rule: Callable | None = None,
-    live: GivesPartialResults | None = None,
+    live: LiveCallback | None = None,
     timeout: float = 600.0,
     on_failure: Literal["return", "raise"] = "return",
 ) -> MsgGenerator[ReconstructionSummary]:
@@ -124,7 +124,7 @@ def adaptive_rocking_scan(
     decide: PassRule = rule or Aim(budget_s, resolution_nm, confidence, chi2)
     quick_s = _QUICK * budget_s / (quick_points + _QUICK_MORE)
     signals = find_exposures(devices, quick_s, 1).signals
-    callback: GivesPartialResults = default_live() if live is None else live
+    callback: LiveCallback = default_live() if live is None else live
     plan_args = {
         "detectors": list(map(repr, devices)),
         "motor": repr(motor),
@@ -183,7 +183,7 @@ class _Passes:
         motor: Movable,
         signals: Sequence[ReadableMovable],
         rule: PassRule,
-        live: GivesPartialResults,
+        live: LiveCallback,
         timeout: float,
     ) -> None:
         self._staged = devices
@@ -231,6 +231,8 @@ class _Passes:
 
     def _look(self, uid: str, points: int) -> MsgGenerator[PartialResult | str]:
         """Wait for the reconstruction of all frames so far, or for why there is none."""
+        if not isinstance(self._live, GivesPartialResults):
+            return f"{type(self._live).__name__} gives no partial results"
         try:
             future = self._live.partial(uid, points)
         except CdinnError as error:
@@ -241,6 +243,7 @@ class _Passes:
             yield from bps.trigger(ResultWaiter(future, self._timeout), group=group)
             yield from bps.wait(group)
         except FailedStatus:
+            future.cancel()
             return f"there was no partial result within {self._timeout:g} s"
         return _outcome(future)
 

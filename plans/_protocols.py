@@ -59,7 +59,8 @@ class ShowsPartialResults(Protocol):
         ...
 
 
-class GivesPartialResults(LiveCallback, Protocol):
+@runtime_checkable
+class GivesPartialResults(Protocol):
     """A live callback that makes partial results when it is asked for one."""
 
     def partial(self, raw_uid: str, points: int) -> Future[PartialResult]:

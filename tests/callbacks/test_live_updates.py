@@ -23,7 +23,7 @@ from bluesky_cdinn.callbacks import LiveReconstruction
 from bluesky_cdinn.callbacks._updates import FAILURES, Followed
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.clients import plain_client
-from bluesky_cdinn.errors import InvalidInput, NotFound
+from bluesky_cdinn.errors import IncompleteScan, InvalidInput, NotFound, ReconstructionFailed
 from bluesky_cdinn.settings import LiveSettings, Settings, TiledSettings, WorkerSettings
 from bluesky_cdinn.worker import ReconstructionWorker
 
@@ -485,3 +485,78 @@ def test_a_result_that_is_kept_keeps_neither_frames_nor_the_scan(RE, live, told)
 def test_when_the_next_look_is_due(followed, points, wait):
     settings = LiveSettings(least_points=3, interval_s=4.0)
     assert followed.wait_s(points, 10.0, settings) == wait
+
+
+def waiting_for(live, uids, asked, *, at, points, **md):
+    """Return a scan that asks after a point for a partial result and waits for its outcome."""
+
+    def then(point):
+        yield from bps.null()
+        if point + 1 == at:
+            asked.append(live.partial(uids[0], points))
+        if asked and point + 1 == max(at, points):
+            asked.append(asked[0].exception(60) or asked[0].result())
+
+    return rocking(then, **md)
+
+
+@pytest.fixture
+def seldom(away, worker):
+    """Give a live callback that looks at a scan once an hour, unless it is asked."""
+    settings = away.model_copy(update={"live": LiveSettings(least_points=3, interval_s=3600.0)})
+    with Catalog(settings) as catalog, LiveReconstruction(catalog, worker=worker) as live:
+        yield live
+
+
+@pytest.mark.parametrize(("at", "points"), [(5, 5), (4, 6), (6, 4)])
+def test_a_plan_gets_the_partial_result_that_it_asks_for(RE, seldom, at, points):
+    uids, asked = [], []
+    RE.subscribe(seldom)
+    RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")
+    RE(waiting_for(seldom, uids, asked, at=at, points=points))
+    assert asked[1].points >= points
+
+
+@pytest.mark.parametrize(
+    ("points", "md", "error"),
+    [
+        (2, {}, "at least 3 points"),
+        (5, {"update": "reject"}, "at least 9 points"),
+        (5, {"update": "bug"}, "unforeseen"),
+    ],
+)
+def test_a_plan_is_told_why_there_is_no_partial_result(RE, seldom, points, md, error):
+    uids, asked = [], []
+    RE.subscribe(seldom)
+    RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")
+    RE(waiting_for(seldom, uids, asked, at=5, points=points, **md))
+    with pytest.raises(Exception, match=error):
+        asked[0].result(60)
+
+
+def test_nobody_waits_for_a_scan_that_has_ended(RE, seldom):
+    uids, asked = [], []
+
+    def then(point):
+        yield from bps.null()
+        if point == 5:
+            asked.append(seldom.partial(uids[0], 1000))
+
+    RE.subscribe(seldom)
+    RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")
+    RE(rocking(then))
+    with pytest.raises(IncompleteScan, match="has ended"):
+        asked[0].result(60)
+    with pytest.raises(NotFound):
+        seldom.partial("never seen", 5)
+
+
+def test_updates_that_are_off_are_told_of(RE, away, worker):
+    uids, asked = [], []
+    settings = away.model_copy(update={"live": LiveSettings(updates=False)})
+    with Catalog(settings) as catalog, LiveReconstruction(catalog, worker=worker) as live:
+        RE.subscribe(live)
+        RE.subscribe(lambda _, doc: uids.append(doc["uid"]), "start")
+        RE(waiting_for(live, uids, asked, at=5, points=5))
+        with pytest.raises(ReconstructionFailed, match="updates are off"):
+            asked[0].result(60)
