@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,7 +45,7 @@ class DecisionLog:
         values = {
             "action": self._last.action,
             "reason": self._last.reason,
-            "numbers": json.dumps(numbers, default=_plain),
+            "numbers": json.dumps(_plain(numbers), allow_nan=False),
         }
         return {
             f"{self.name}_{key}": {"value": value, "timestamp": self._time} for key, value in values.items()
@@ -65,6 +66,8 @@ def record(log: DecisionLog, decision: Decision) -> MsgGenerator[None]:
     yield from bps.create(STREAM)
     yield from bps.read(log)
     yield from bps.save()
+    # A pause would have the messages since the last checkpoint repeated, and the next decision in their place.
+    yield from bps.checkpoint()
 
 
 def steering_run(
@@ -110,5 +113,13 @@ def steering_run(
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's numbers and arrays, and whatever else JSON has no word for, as what it has."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """Return a value in JSON's words: numpy's as Python's, null where a number isn't finite, else a string."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)

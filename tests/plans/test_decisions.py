@@ -1,12 +1,15 @@
 """Decisions in the documents: real RunEngine, valid documents."""
 
 import json
+import math
+import threading
 from collections import defaultdict
 
 import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
 import pytest
+from bluesky.utils import RunEngineInterrupted
 from event_model import DocumentNames, schema_validators
 
 from bluesky_cdinn.errors import InvalidInput
@@ -49,6 +52,33 @@ def test_a_decision_is_an_event_of_the_run_that_is_open(RE):
         "scan": {"start": -0.1, "stop": 0.1, "num": 21, "count_time": 0.5},
     }
     assert (second["steering_action"], json.loads(second["steering_numbers"])) == ("stop", {})
+
+
+def test_what_is_no_number_is_null(RE):
+    documents = Documents()
+    seen = {"deg": math.nan, "grain": {"nm": np.float32(np.inf), "at": (1, np.int64(2))}}
+    plan = steering_run("follow", {}, lambda note, uid: note(Decision("heed", "a scan", seen)))
+    (uid,) = RE(plan, documents).run_start_uids
+    (said,) = documents.decisions(uid)
+    assert json.loads(said["steering_numbers"], parse_constant=pytest.fail) == {
+        "deg": None,
+        "grain": {"nm": None, "at": [1, 2]},
+    }
+
+
+def test_decisions_are_not_repeated_after_a_pause(RE):
+    def body(note, uid):
+        yield from note(Decision("heed", "a scan"))
+        yield from note(Decision("stop", "too hot"))
+        threading.Thread(target=RE.request_pause).start()
+        yield from bps.sleep(2.0)
+
+    documents = Documents()
+    with pytest.raises(RunEngineInterrupted):
+        RE(steering_run("follow", {}, body), documents)
+    RE.resume()
+    (uid,) = [start["uid"] for start in documents.by_name["start"]]
+    assert [d["steering_action"] for d in documents.decisions(uid)] == ["heed", "stop"]
 
 
 def several_runs(fail=False):
