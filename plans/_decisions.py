@@ -66,7 +66,7 @@ def record(log: DecisionLog, decision: Decision) -> MsgGenerator[None]:
     yield from bps.create(STREAM)
     yield from bps.read(log)
     yield from bps.save()
-    # A pause would have the messages since the last checkpoint repeated, and the next decision in their place.
+    # A pause would repeat the messages since the last checkpoint, with the next decision in their place.
     yield from bps.checkpoint()
 
 
@@ -113,7 +113,7 @@ def steering_run(
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in JSON's words: numpy's as Python's, null where a number isn't finite, else a string."""
+    """Return a value in JSON's words: numpy as Python's, null where a number isn't finite, else a string."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float):
