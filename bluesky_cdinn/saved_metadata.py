@@ -39,7 +39,9 @@ class SavedMetadata(MutableMapping[str, Any]):
         self._path = path.resolve()
         self._stamp = self._file_stamp()
         self._items = self._read()
+        # What the file is known to hold: what it didn't take is tried again at the next access.
         self._saved = _text(self._items)
+        self._complained = False
 
     def __getitem__(self, key: str) -> Any:
         return self._refreshed()[key]
@@ -79,12 +81,11 @@ class SavedMetadata(MutableMapping[str, Any]):
     def _changing(self) -> Iterator[dict[str, Any]]:
         """Give the items to change, with what another process wrote meanwhile; then write them."""
         with self._lock() as locked:
-            if locked and self._file_stamp() != self._stamp:
+            if self._file_stamp() != self._stamp:
                 self._reload()
             yield self._items
-            self._saved = _text(self._items)
             if locked:
-                self._write()
+                self._write(_text(self._items))
 
     @contextmanager
     def _lock(self) -> Iterator[bool]:
@@ -97,24 +98,30 @@ class SavedMetadata(MutableMapping[str, Any]):
             yield False
             return
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                # Some file systems know no locks: better written without one than not at all.
+                logger.debug("%s can't be locked: %s", self._path, error)
             yield True
 
-    def _write(self) -> None:
+    def _write(self, text: str) -> None:
         try:
             with replacing(self._path) as stream:
-                stream.write(self._saved.encode())
+                stream.write(text.encode())
         except OSError as error:
             self._complain(error)
-        self._stamp = self._file_stamp()
+        else:
+            self._saved, self._stamp, self._complained = text, self._file_stamp(), False
 
     def _reload(self) -> None:
         """Take what another process wrote, but for items that were changed inside here."""
         before = json.loads(self._saved)
         mine = {key: value for key, value in self._items.items() if plain(value) != before.get(key)}
         try:
-            theirs = self._read()
-        except InvalidInput as error:
+            # A file that has gone, with its file system perhaps, takes nothing with it.
+            theirs = self._read() if self._path.exists() else before
+        except (InvalidInput, OSError) as error:
             logger.warning("%s; this session goes on with what it knows", error)
             theirs = before
         self._stamp, self._saved = self._file_stamp(), _text(theirs)
@@ -135,9 +142,6 @@ class SavedMetadata(MutableMapping[str, Any]):
             )
         return read
 
-    def _damaged(self, how: str) -> InvalidInput:
-        return InvalidInput(f"{self._path} must hold a JSON object ({how}): mend it, or move it away")
-
     def _file_stamp(self) -> tuple[int, int] | None:
         """Return what tells one version of the file from another: each is a file of its own."""
         try:
@@ -147,6 +151,9 @@ class SavedMetadata(MutableMapping[str, Any]):
         return found.st_ino, found.st_mtime_ns
 
     def _complain(self, error: OSError) -> None:
+        if self._complained:
+            return
+        self._complained = True
         logger.error("%s can't be written (%s); metadata last for this session only", self._path, error)
 
 

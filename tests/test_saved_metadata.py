@@ -1,5 +1,6 @@
 """``RE.md`` that outlives its session."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import bluesky.plan_stubs as bps
 import numpy as np
 import pytest
 
+from bluesky_cdinn import saved_metadata
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.saved_metadata import SavedMetadata
 
@@ -112,6 +114,46 @@ def test_a_file_damaged_meanwhile_is_told(path, caplog):
     path.write_text("{")
     assert md["scan_id"] == 7
     assert "goes on with what it knows" in caplog.text
+
+
+def test_what_a_full_disk_did_not_take_is_written_later(path, monkeypatch, caplog):
+    """Though another session has written meanwhile; it is told once."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    md, other = SavedMetadata(path), SavedMetadata(path)
+    md["scan_id"] = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(saved_metadata, "replacing", full)
+        md["scan_id"] = 2
+        md["sample"] = "gold 7"
+        assert dict(md) == {"scan_id": 2, "sample": "gold 7"}
+    assert len(caplog.records) == 1
+    other["operator"] = "night shift"
+    assert dict(md) == {"scan_id": 2, "sample": "gold 7", "operator": "night shift"}
+    assert dict(SavedMetadata(path)) == dict(md)
+
+
+def test_a_file_that_has_gone_takes_nothing_with_it(path):
+    md = SavedMetadata(path)
+    md["scan_id"] = 7
+    path.unlink()
+    md["sample"] = "gold 7"
+    assert dict(SavedMetadata(path)) == {"scan_id": 7, "sample": "gold 7"}
+
+
+@pytest.mark.parametrize("fails", ["fcntl.flock", "Path.read_text"])
+def test_a_file_system_that_fails_does_not_stop_a_scan(path, monkeypatch, fails):
+    def failing(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    md, other = SavedMetadata(path), SavedMetadata(path)
+    md["scan_id"] = 7
+    other["scan_id"] = 8
+    monkeypatch.setattr(f"bluesky_cdinn.saved_metadata.{fails}", failing)
+    md["sample"] = "gold 7"
+    assert md["sample"] == "gold 7"
 
 
 def test_a_disk_that_takes_nothing_costs_a_line_in_the_log(caplog):
