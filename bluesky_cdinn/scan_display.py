@@ -70,14 +70,21 @@ class ScanDisplay:
     def state_changed(self, state: str, before: str) -> None:
         """Take the bars away when the RunEngine pauses or is done: the prompt comes next."""
         if state in ("paused", "idle"):
-            self.hide()
+            try:
+                self.hide()
+            except Exception:
+                # A terminal that has gone: what this raises would leave the RunEngine waiting for ever.
+                logger.exception("the bars can't be taken away; the session goes on")
 
     def waiting(self, statuses: Any) -> None:
         """Show what the RunEngine waits for, where no scan is shown: a motor that is moved by hand."""
         if statuses is not None:
             self._waits = self._scan is None
         if self._waits:
-            self._waiting(statuses)
+            try:
+                self._waiting(statuses)
+            except Exception:
+                logger.exception("a motor can't be shown; it moves on")
 
     def hide(self) -> None:
         """Take the bars away."""

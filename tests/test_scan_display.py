@@ -1,9 +1,12 @@
 """What is shown of scans, short of a terminal; with one it is seen in `plans.test_profile_collection`."""
 
+import io
+import sys
 import warnings
 from concurrent.futures import Future
 
 import bluesky.plan_stubs as bps
+import bluesky.plans as bp
 import pytest
 
 from bluesky_cdinn.callbacks import ReconstructionSummary
@@ -91,3 +94,32 @@ def test_a_motor_moved_by_hand_is_shown_and_one_in_a_scan_is_not(RE, display):
         display("start", START)
         display.waiting({"a status"})
         display.waiting(None)
+
+
+class GoneTerminal(io.StringIO):
+    """A terminal whose other end may go."""
+
+    gone = False
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        if self.gone:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.timeout(60)
+def test_a_terminal_that_goes_away_does_not_stop_the_scan(RE, display, monkeypatch, caplog):
+    terminal = GoneTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    stage = RockingStage(name="theta", time_scale=0.0)
+    exits = []
+    RE.subscribe(lambda _, doc: setattr(terminal, "gone", True), "event")
+    RE.subscribe(lambda _, doc: exits.append(doc["exit_status"]), "stop")
+    RE(bp.scan([], stage, -1, 1, 5))
+    RE(bps.mv(stage, 0.0))
+    assert exits == ["success"]
+    assert "can't be taken away" in caplog.text
