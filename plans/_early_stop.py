@@ -85,7 +85,10 @@ class EarlyStop:
             return None
         self._seen = partials[-1]
         try:
-            return self._rule(partials)
+            decision = self._rule(partials)
+            if not (decision is None or isinstance(decision, Decision)):
+                raise InvalidInput(f"a stop rule must return a Decision or None, got {decision!r}")
+            return decision
         except Exception:
             logger.exception("the rule %r failed: the scan is measured whole", self._rule)
             self._rule = None

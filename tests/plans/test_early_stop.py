@@ -185,6 +185,13 @@ def test_a_rule_that_fails_costs_no_point(RE, det, theta, caplog):
     assert "is measured whole" in caplog.text
 
 
+def test_a_rule_that_returns_no_decision_costs_no_point(RE, det, theta, caplog):
+    live = Scripted()
+    RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 12, stop_rule=lambda partials: True, live=live))
+    assert len(live.events("primary")) == 12
+    assert "must return a Decision or None, got True" in caplog.text
+
+
 def test_where_nothing_is_shown_the_scan_is_measured_whole(RE, det, theta, caplog):
     live = Silent()
     RE(rocking_scan_with_recon(det, theta, -0.3, 0.3, 12, stop_early=True, live=live))
