@@ -184,9 +184,9 @@ def weighted_score(weights: Mapping[str, float] | None = None, count_time_s: flo
         A weight has another name, or all are zero.
     """
     unknown = set(weights or {}) - set(WEIGHTS)
-    merged = {**WEIGHTS, **(weights or {})}
+    merged = {name: float(weight) for name, weight in {**WEIGHTS, **(weights or {})}.items()}
     names = ", ".join(WEIGHTS)
-    total = sum(abs(float(weight)) for weight in merged.values())
+    total = sum(map(abs, merged.values()))
     if unknown or not (math.isfinite(total) and total > 0):
         raise InvalidInput(
             f"weights must be numbers of {names}, not all of them zero, got {dict(weights or {})}"

@@ -51,13 +51,20 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
         print(json.dumps(plain(answer), allow_nan=False))
 
 
+class _Terminal(Console):
+    """A console that falls silent when its terminal goes away, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 @contextmanager
 def progress_bars(*labels: str, stay: bool = True) -> Iterator[list[Callable[[Progress], None]]]:
     """Show bars on stderr; each function that it gives moves one of them, from any thread.
 
     Unless they are to stay, nothing is left of them in the end, nor shown where there is no terminal.
     """
-    console = Console(stderr=True)
+    console = _Terminal(stderr=True)
     shown = stay or console.is_terminal or console.is_jupyter
     columns = (
         TextColumn("{task.fields[label]}"),

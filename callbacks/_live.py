@@ -122,8 +122,8 @@ class LiveReconstruction:
         """Return the first partial result to come that rests on `points` points of a scan that runs.
 
         Such a one is made at once, however short ago the last one was. The future fails with
-        `ReconstructionFailed` where there will be none, and with `IncompleteScan` where so many points don't
-        show the peak yet, or the scan has ended.
+        `ReconstructionFailed` where there will be none, with `IncompleteScan` where so many points don't
+        show the peak yet, or the scan has ended, and with what an update that was made for it raised.
 
         Raises
         ------

@@ -104,10 +104,12 @@ class Publisher:
     def expect(self, scan: Scan, points: int) -> Future[PartialResult]:
         """Return the first partial result to come that rests on so many points; from any thread."""
         future: Future[PartialResult] = Future()
-        if self._closed or self._thread is None:
-            future.set_exception(ReconstructionFailed(f"nothing looks at scan {scan.uid}"))
-        else:
-            self._steps.put(partial(self._updates.expect, scan, points, future))
+        # Before `close` asks for the end, or not at all: what is asked for after that is never done.
+        with self._lock:
+            if not self._closed and self._thread is not None:
+                self._steps.put(partial(self._updates.expect, scan, points, future))
+                return future
+        future.set_exception(ReconstructionFailed(f"nothing looks at scan {scan.uid}"))
         return future
 
     def wait(self, timeout: float | None) -> bool:
@@ -129,9 +131,10 @@ class Publisher:
             thread = self._thread
         for job in jobs:
             job.cancel()
-        self._updates.end_all()
         if thread is None or not thread.is_alive() or thread is threading.current_thread():
+            self._updates.end_all()
             return
+        self._steps.put(self._updates.end_all)
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
         while self._open and time.monotonic() < deadline:
             self._settle(1.0)

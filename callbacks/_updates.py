@@ -135,8 +135,11 @@ class Updates:
         It gets what went wrong instead where there will be none: `IncompleteScan` where the peak isn't in
         view after so many points, `ReconstructionFailed` where updates are off or fail.
         """
-        if not self._made or scan.assembler is None:
-            why = "the scan has ended" if scan.assembler is None else "updates are off: see live.updates"
+        if scan.assembler is None:
+            settle(future, IncompleteScan(f"scan {scan.uid} has ended"))
+            return
+        if not self._made:
+            why = "updates are off: see live.updates"
             settle(future, ReconstructionFailed(f"scan {scan.uid} gives no partial result: {why}"))
             return
         least = self._settings.least_points
@@ -207,6 +210,7 @@ class Updates:
         else:
             followed.failures = 0
             followed.outcome = result
+            followed.answer()
             self._show(scan, result)
         followed.answer()
         if followed.failures >= FAILURES:

@@ -80,11 +80,11 @@ class EarlyStop:
     def _decide(self) -> Decision | None:
         if self._rule is None or not isinstance(self._live, ShowsPartialResults):
             return None
-        partials = self._live.partials(self._raw_uid())
-        if not partials or partials[-1] is self._seen:
-            return None
-        self._seen = partials[-1]
         try:
+            partials = self._live.partials(self._raw_uid())
+            if not partials or partials[-1] is self._seen:
+                return None
+            self._seen = partials[-1]
             decision = self._rule(partials)
             if not (decision is None or isinstance(decision, Decision)):
                 raise InvalidInput(f"a stop rule must return a Decision or None, got {decision!r}")

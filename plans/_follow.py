@@ -15,14 +15,14 @@ from bluesky.utils import MsgGenerator
 
 from bluesky_cdinn.callbacks import RockingCurveAssembler, default_live
 from bluesky_cdinn.drift import FollowedScan, SeriesRule, next_centre, threshold_rule
-from bluesky_cdinn.errors import CdinnError, InvalidInput
+from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.plans._decisions import steering_run
 from bluesky_cdinn.plans._protocols import LiveCallback
-from bluesky_cdinn.plans._quick_look import quick_look
+from bluesky_cdinn.plans._quick_look import look_of, quick_look
 from bluesky_cdinn.plans._result import OneSubscription
 from bluesky_cdinn.plans._rocking_scan import as_list, rocking_scan
 from bluesky_cdinn.plans._rocking_scan_with_recon import LEAST_ANGLES, await_result
-from bluesky_cdinn.quick_look import QuickLook, look_at
+from bluesky_cdinn.quick_look import QuickLook
 from bluesky_cdinn.settings import Settings
 from bluesky_cdinn.steering import MEASURE, STOP, Decision
 
@@ -170,10 +170,13 @@ def _measure_all(
         try:
             look = yield from series.measure()
         except InvalidInput as limits:
+            if number == 0:
+                raise
             yield from note(Decision(STOP, f"the peak can't be followed further: {limits}"))
             return
         known = len(series.known)
-        yield from series.settle(1 if overlap else 0, note)
+        # After the last scan there is nothing to overlap with.
+        yield from series.settle(1 if overlap and number + 1 < scans else 0, note)
         for heard in range(known, len(series.known)):
             decision = decide(series.known[: heard + 1])
             if decision is None:
@@ -236,10 +239,7 @@ class Series:
             md=dict(self.md),
         )
         uid = yield from bpp.subs_wrapper(scan, [OneSubscription(self.live), assembler, readings])
-        try:
-            look = look_at(assembler.curve())
-        except CdinnError as error:
-            look = QuickLook(None, str(error), raw_uids=(uid,))
+        look = look_of(assembler, uid, self.expected - self.half, self.expected + self.half)
         centre = math.nan if look.peak is None else look.peak.centre_deg
         self.centres.append(centre)
         self.waiting.append(FollowedScan(uid, centre, readings=readings.numbers))

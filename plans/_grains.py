@@ -90,14 +90,12 @@ class GrainVisit:
         yield from self.go_to(grain)
         look = yield from self._aligned(grain)
         grain = with_look(grain, look)
-        if self.aligner is not None and look.peak is not None:
-            there = {}
-            for motor in self.aligner.motors:
-                there[_name(motor)] = yield from position_of(motor)
+        if look.peak is not None:
+            there = yield from self.detector_positions()
             grain = replace(grain, positions={**grain.positions, **there})
         exposure_s = self.measure_s / self.scan.num
         if trouble := trouble_in_look(look, exposure_s, self.least_counts):
-            return Visited(replace(grain, status="skipped", reason=trouble), look)
+            return Visited(replace(grain, status="skipped", reason=trouble))
         if not self.glance_s:
             return Visited(replace(grain, status="seen"), look)
         scan = affordable(peak_shape(look), self.glance_s, _QUICK)
@@ -118,7 +116,8 @@ class GrainVisit:
         summary = yield from await_result(self.live, visited.grain.glance_uid, self.timeout)
         grain = with_result(visited.grain, summary)
         if trouble := trouble_in_result(summary, self.least_confidence):
-            grain = replace(grain, status="skipped", reason=trouble)
+            # Its frames are not needed any more.
+            return Visited(replace(grain, status="skipped", reason=trouble))
         return replace(visited, grain=grain)
 
     def measure(self, visited: "Visited") -> MsgGenerator[ReconstructionSummary]:
@@ -137,6 +136,13 @@ class GrainVisit:
                 timeout=self.timeout,
             )
         )
+
+    def detector_positions(self) -> MsgGenerator[dict[str, float]]:
+        """Return where the motors stand that centre peaks on the detector."""
+        there: dict[str, float] = {}
+        for motor in self.aligner.motors if self.aligner is not None else ():
+            there[_name(motor)] = yield from position_of(motor)
+        return there
 
     def go_to(self, grain: GrainSeen) -> MsgGenerator[None]:
         """Move the sample, and the detector if it was moved for this grain, to where a grain is."""

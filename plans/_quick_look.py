@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import bluesky.preprocessors as bpp
+import numpy as np
 from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator
 
@@ -66,7 +67,8 @@ def quick_look(
     Raises
     ------
     InvalidInput
-        If an argument makes no sense, or an angle is outside the motor's limits.
+        If an argument makes no sense, an angle is outside the motor's limits, or the motor counts in
+        another unit than deg, or keV where the energy is scanned.
     """
     known = Settings().cdi if defaults is None else defaults
 
@@ -83,10 +85,7 @@ def quick_look(
             md={"purpose": ALIGNMENT, **(md or {})},
         )
         uid = yield from bpp.subs_wrapper(scan, assembler)
-        try:
-            return look_at(assembler.curve())
-        except CdinnError as error:
-            return QuickLook(None, str(error), raw_uids=(uid,))
+        return look_of(assembler, uid, first, last)
 
     seen = yield from look(start, stop, num)
     half = (stop - start) / 2
@@ -105,8 +104,37 @@ def quick_look(
     step = abs(stop - start) / (num - 1)
     if refine and seen.peak is not None and seen.peak.fwhm_deg < _LEAST_STEPS * step:
         centre, reach = seen.peak.centre_deg, _REACH * step
-        earlier, seen = seen, (yield from look(centre - reach, centre + reach, _FINE_POINTS))
+        try:
+            earlier, seen = seen, (yield from look(centre - reach, centre + reach, _FINE_POINTS))
+        except InvalidInput as limits:
+            logger.info("the peak can't be measured more finely: %s", limits)
+            return seen
         if seen.peak is None:
             seen = replace(seen, reason=f"the peak seen at {centre:.5g} deg was not there again")
         seen = replace(seen.after(earlier), wide=earlier.volume)
     return seen
+
+
+def look_of(assembler: RockingCurveAssembler, uid: str, first: float, last: float) -> QuickLook:
+    """Return what a curve shows that was just measured, from one angle to another.
+
+    Raises
+    ------
+    InvalidInput
+        The angles came back in another unit: a motor can't be sent to what is seen at them.
+    """
+    try:
+        curve = assembler.curve()
+        came = float(np.ptp(curve.angles_deg)) / abs(last - first)
+    except CdinnError as error:
+        return QuickLook(None, str(error), raw_uids=(uid,))
+    # Of all units that are converted none is between.
+    if came > 0 and not 0.5 < came < 2:
+        raise InvalidInput(
+            "a plan that goes where the peak is needs a motor that counts in deg, or keV where the energy is "
+            f"scanned; a range of {abs(last - first):g} came back as {came * abs(last - first):g}"
+        )
+    try:
+        return look_at(curve)
+    except CdinnError as error:
+        return QuickLook(None, str(error), raw_uids=(uid,))

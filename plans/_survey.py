@@ -13,9 +13,10 @@ from bluesky.utils import MsgGenerator
 from bluesky_cdinn.callbacks import default_live
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.plans._decisions import steering_run
+from bluesky_cdinn.plans._exposure import find_exposures
 from bluesky_cdinn.plans._grains import Aligner, GrainVisit, Visited, with_result
 from bluesky_cdinn.plans._protocols import LiveCallback
-from bluesky_cdinn.plans._rocking_scan import as_list
+from bluesky_cdinn.plans._rocking_scan import as_list, check_limits
 from bluesky_cdinn.steering import Decision, Pass
 from bluesky_cdinn.survey_ranking import GrainSeen, Ranking, ranked, weighted_score
 from bluesky_cdinn.survey_table import SurveyTable, in_order, numbers_of
@@ -126,9 +127,11 @@ def survey(
     names = {str(stage.name): stage for stage in stages}  # pyright: ignore[reportAttributeAccessIssue]
     places = _places(grains, set(names))
     _check(best=best, glance_s=glance_s, measure_s=measure_s, timeout=timeout, count_time=count_time)
-    order = weighted_score(weights, measure_s / num) if ranking is None else ranking
     devices = as_list(detectors)
     scan = Pass(start, stop, int(num), count_time)
+    find_exposures(devices, count_time, scan.num)
+    check_limits(motor, np.array([start, stop]))
+    order = weighted_score(weights, measure_s / scan.num) if ranking is None else ranking
     aligner = _aligner(detector_motors, pixels_per_unit, test_move)
     callback: LiveCallback = default_live() if live is None else live
 
@@ -148,7 +151,10 @@ def survey(
             cdi=cdi or {},
             md={**(md or {}), "steering_uid": uid},
         )
-        seen = yield from _look_at_all(visit, places, note)
+        home = yield from visit.detector_positions()
+        # A grain begins where the detector stood, not where the last one left it.
+        from_home = [replace(place, positions={**home, **place.positions}) for place in places]
+        seen = yield from _look_at_all(visit, from_home, note)
         return (yield from _measure_best(visit, seen, order, int(best), note))
 
     about = {

@@ -111,7 +111,7 @@ class GoneTerminal(io.StringIO):
 
 
 @pytest.mark.timeout(60)
-def test_a_terminal_that_goes_away_does_not_stop_the_scan(RE, display, monkeypatch, caplog):
+def test_a_terminal_that_goes_away_does_not_stop_the_scan(RE, display, monkeypatch):
     terminal = GoneTerminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -122,4 +122,3 @@ def test_a_terminal_that_goes_away_does_not_stop_the_scan(RE, display, monkeypat
     RE(bp.scan([], stage, -1, 1, 5))
     RE(bps.mv(stage, 0.0))
     assert exits == ["success"]
-    assert "can't be taken away" in caplog.text
