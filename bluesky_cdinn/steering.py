@@ -1,7 +1,7 @@
 """What a plan decides by a reconstruction: decisions are values, and rules are functions that return them.
 
 A rule sees what is known so far and says what next, and why; plans carry it out and write it down. Any
-function of the right shape is a rule, so that a beamline's own takes ten lines:
+function of the right shape is a rule, so that a beamline's own takes ten lines::
 
     def until_sharp(partials):
         latest = partials[-1]
