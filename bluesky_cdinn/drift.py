@@ -3,6 +3,7 @@
 All of it is pure: `plans.follow` measures, and asks these.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ import numpy as np
 
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.steering import STOP, Decision
+
+logger = logging.getLogger(__name__)
 
 # So many steps of the peak tell where it goes.
 _STEPS = 3
@@ -95,10 +98,18 @@ def threshold_rule(thresholds: Mapping[str, Sequence[float | None]], least_confi
     """
     ranges = {name: _range(name, limits) for name, limits in thresholds.items()}
 
+    def sure(scan: FollowedScan) -> bool:
+        return scan.numbers.get("confidence", 0.0) >= least_confidence
+
     def rule(scans: Sequence[FollowedScan]) -> Decision | None:
         last = scans[-1]
-        sure = last.numbers.get("confidence", 0.0) >= least_confidence
-        known = {**last.readings, **(last.numbers if sure else {})}
+        known = {**last.readings, **(last.numbers if sure(last) else {})}
+        if sure(last) and not any(map(sure, scans[:-1])) and (absent := ranges.keys() - known.keys()):
+            logger.warning(
+                "thresholds of %s never trigger: the scan has no such numbers, but %s",
+                ", ".join(sorted(absent)),
+                ", ".join(sorted(known)),
+            )
         for name, (low, high) in ranges.items():
             value = known.get(name, math.nan)
             if value < low or value > high:

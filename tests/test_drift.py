@@ -90,3 +90,13 @@ def test_a_range_is_two_numbers_in_order(limits):
 def test_a_scan_tells_its_numbers():
     assert str(scan(strain_rms=2e-4)) == "raw at 0.0000 deg: strain_rms 0.0002, confidence 0.9"
     assert "failed no peak" in str(FollowedScan("raw", status="failed", reason="no peak"))
+
+
+def test_a_threshold_of_what_no_scan_has_is_told_of_once(caplog):
+    rule = threshold_rule({"strain_rsm": [None, 1.0], "oven": [None, 600.0]}, 0.3)
+    unsure, first, second = scan(0.1, oven=20.0), scan(strain_rms=0.0, readings={"oven": 20.0}), scan()
+    for so_far in ([unsure], [unsure, first], [unsure, first, second]):
+        assert rule(so_far) is None
+    (record,) = caplog.records
+    assert "strain_rsm" in record.getMessage().split(":")[0]
+    assert "oven" not in record.getMessage().split(":")[0]
