@@ -152,3 +152,19 @@ def test_bad_arguments_move_nothing(options, complaint):
     with pytest.raises(InvalidInput, match=complaint):
         bench.run(**options)
     assert not bench.documents
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_last_scan_is_judged_too(overlap):
+    strains = itertools.count(1)
+    bench = Bench(lambda frames: 0.0, lambda start: {"scalars": {"strain_rms": 2e-4 * next(strains)}})
+    known = bench.run(scans=3, thresholds={"strain_rms": [None, 5e-4]}, overlap=overlap)
+    assert len(known) == 3
+    assert ("stop", "strain_rms is 0.0006, over 0.0005") in decisions(bench.documents)
+
+
+@pytest.mark.parametrize("angles", [(0.1, 0.1), (-200.0, 200.0)])
+def test_a_first_scan_that_cannot_be_is_an_error(angles):
+    bench = Bench(lambda frames: 0.0)
+    with pytest.raises(InvalidInput):
+        bench.RE(follow([bench.det], bench.theta, *angles, NUM, scans=3, live=bench.live))

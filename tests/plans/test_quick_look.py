@@ -70,3 +70,18 @@ def test_refuses_nonsense_before_anything_moves(RE):
     det, theta = beamline()
     with pytest.raises(InvalidInput):
         RE(quick_look(det, theta, 0.3, 0.3, defaults={}))
+
+
+def test_a_fine_look_beyond_the_motors_limits_is_left_out(RE):
+    det, theta = beamline(0.27, size_nm=600.0)
+    theta.check_value = lambda value: (_ for _ in ()).throw(ValueError("limit")) if value > 0.301 else None
+    seen, documents = run(RE, quick_look(det, theta, -0.3, 0.3, 16, count_time=0.1, defaults={}))
+    assert len(documents["start"]) == 1
+    assert seen.peak.centre_deg == pytest.approx(0.27, abs=0.02)
+
+
+def test_a_motor_in_another_unit_is_refused(RE):
+    det, theta = beamline()
+    theta.egu = "mrad"
+    with pytest.raises(InvalidInput, match="counts in deg"):
+        run(RE, quick_look(det, theta, -0.3, 0.3, count_time=0.1, defaults={}))

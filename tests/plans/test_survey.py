@@ -198,3 +198,24 @@ def test_bad_arguments_move_nothing(bench, options, complaint):
     with pytest.raises(InvalidInput, match=complaint):
         bench.run(**options)
     assert not bench.documents
+
+
+def test_each_grain_is_looked_for_from_where_the_detector_stood(bench):
+    bench.source.arm = (bench.up, bench.across)
+    where = {}
+    bench.RE.subscribe(
+        lambda _, doc: where.setdefault(doc.get("grain"), (bench.up.position, bench.across.position)), "start"
+    )
+    bench.run(
+        [PLACES[0], PLACES[2], PLACES[4]],
+        detector_motors=[bench.up, bench.across],
+        pixels_per_unit=[[-10.0, 1.0], [0.0, 10.0]],
+    )
+    assert {place for grain, place in where.items() if grain} == {(0.0, 0.0)}
+
+
+@pytest.mark.parametrize("options", [{"count_time": -1.0}, {"weights": {"size": "two"}}])
+def test_what_cannot_be_measured_is_said_before_anything_moves(bench, options):
+    with pytest.raises((InvalidInput, ValueError)):
+        bench.run(**options)
+    assert not bench.documents
