@@ -88,7 +88,8 @@ def test_paused_between_updates_and_rewound(RE, live):
         RE(rocking(then=bps.pause))
     until(lambda: (latest := live.latest(uids[0])) is not None and latest.points == MEASURED)
     assert live.latest(uids[0]).scalars["total"] == PART
-    assert [run.kind for run in running_runs(live.catalog.settings.spool)] == ["processed"]
+    # It is shown to plans before it is on disk.
+    until(lambda: [run.kind for run in running_runs(live.catalog.settings.spool)] == ["processed"])
     RE.resume()
     result = live.result(uids[0]).result(60)
     assert result.scalars["total"] == WHOLE
