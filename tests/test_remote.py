@@ -183,14 +183,19 @@ def test_workers_share_scans_and_one_takes_over_from_another(
     eventually(lambda: first in holders(claims), say)
     busy = holders(claims)[first].worker
     eventually(lambda: read_all(catalog.folder(settings.remote.workers))[busy].runs == (first,), say)
-    second = measure(RE, beamline, until=str(gate))
-    eventually(lambda: len(holders(claims)) == 2, say)
-    # The idle one has it.
-    assert holders(claims)[second].worker != busy
-    more = [measure(RE, beamline) for _ in range(3)]
-    victim = next(worker for worker in both if worker.name == busy)
-    victim.kill()
-    gate.touch()
+    # The busy one has seen by now that there is an idle one: it looks once a sweep.
+    time.sleep(2 * settings.remote.sweep_s + settings.remote.heartbeat_s)
+    try:
+        second = measure(RE, beamline, until=str(gate))
+        eventually(lambda: len(holders(claims)) == 2, say)
+        # The idle one has it.
+        assert holders(claims)[second].worker != busy
+        more = [measure(RE, beamline) for _ in range(3)]
+        victim = next(worker for worker in both if worker.name == busy)
+        victim.kill()
+    finally:
+        # Tests that follow need a worker that isn't held up.
+        gate.touch()
     assert_each_once(catalog, [first, second, *more], say)
     assert "is taken over from a worker that died" in say()
 
