@@ -83,13 +83,10 @@ class PeakShape:
         a, b, c = (min(r * grown, e) for r, e in zip(self.reach, self.edge, strict=True))
         return a, b, c
 
-    def resolution_nm(self, exposure_s: float, reach_deg: float = math.inf) -> float:
-        """Return what resolution to expect from an exposure and, if it ends before the counts, a range.
-
-        NaN without a geometry.
-        """
+    def resolution_nm(self, exposure_s: float) -> float:
+        """Return what resolution to expect from an exposure, where counts end; NaN without a geometry."""
         a, b, c = self.seen(exposure_s)
-        return 2 * math.pi / math.cbrt(8 * min(a, reach_deg) * b * c * self.cell)
+        return 2 * math.pi / math.cbrt(8 * a * b * c * self.cell)
 
 
 def peak_shape(look: QuickLook) -> PeakShape:

@@ -10,12 +10,12 @@ import bluesky.plan_stubs as bps
 import bluesky.preprocessors as bpp
 import numpy as np
 from bluesky.protocols import Movable, Readable
-from bluesky.utils import FailedStatus, MsgGenerator, RunEngineControlException, short_uid
+from bluesky.utils import FailedStatus, MsgGenerator, short_uid
 
 from bluesky_cdinn.callbacks import ReconstructionSummary, default_live
 from bluesky_cdinn.errors import CdinnError, InvalidInput, ReconstructionFailed
 from bluesky_cdinn.exposing import Aim, Measured, PassRule
-from bluesky_cdinn.plans._decisions import DecisionLog, record, steering_run
+from bluesky_cdinn.plans._decisions import DecisionLog, in_run, record, steering_run
 from bluesky_cdinn.plans._exposure import OnItsOwn, find_exposures
 from bluesky_cdinn.plans._protocols import GivesPartialResults, LiveCallback, ReadableMovable
 from bluesky_cdinn.plans._quick_look import quick_look
@@ -198,16 +198,12 @@ class _Passes:
         """Measure, reconstruct and decide in turn; returns the run's uid."""
 
         @bpp.stage_decorator(self._staged)
-        def opened() -> MsgGenerator[str]:
-            uid = yield from bps.open_run(metadata)
-            yield from bpp.contingency_wrapper(
-                self._measure(uid, seen, first), except_plan=_close_failed, else_plan=bps.close_run
-            )
-            return uid
+        def staged() -> MsgGenerator[str]:
+            return (yield from in_run(metadata, lambda uid: self._measure(uid, seen, first)))
 
-        return (yield from opened())
+        return (yield from staged())
 
-    def _measure(self, uid: str, seen: Measured, decision: Decision) -> MsgGenerator[None]:
+    def _measure(self, uid: str, seen: Measured, decision: Decision) -> MsgGenerator[str]:
         log, points = DecisionLog(), 0
         while decision.scan is not None:
             yield from record(log, decision)
@@ -218,6 +214,7 @@ class _Passes:
             seen = replace(seen, passes=(*seen.passes, scan), results=(*seen.results, result))
             decision = self._decide(seen)
         yield from record(log, decision)
+        return uid
 
     def _pass(self, scan: Pass, *, backwards: bool) -> MsgGenerator[None]:
         """Measure one pass; every other one backwards, from where the last one ended."""
@@ -301,13 +298,6 @@ def _nothing(
 
     yield from steering_run("adaptive_rocking_scan", {"plan_args": plan_args, **md}, body)
     return ReconstructionSummary(raw_uid="", status="failed", reason=decision.reason)
-
-
-def _close_failed(error: Exception) -> MsgGenerator[None]:
-    if isinstance(error, RunEngineControlException):
-        yield from bps.close_run(error.exit_status)
-    else:
-        yield from bps.close_run("fail", str(error))
 
 
 def _outcome(future: "Future[PartialResult]") -> PartialResult | str:

@@ -97,19 +97,44 @@ def steering_run(
     def note(decision: Decision) -> MsgGenerator[None]:
         return (yield from bpp.set_run_key_wrapper(record(log, decision), key))
 
-    uid = yield from bpp.set_run_key_wrapper(
-        bps.open_run({"plan_name": plan_name, "purpose": "steering", **md}), key
-    )
+    metadata = {"plan_name": plan_name, "purpose": "steering", **md}
+    return (yield from in_run(metadata, lambda uid: body(note, uid), key))
 
-    def close(exit_status: str | None = None, reason: str | None = None) -> MsgGenerator[None]:
-        return (yield from bpp.set_run_key_wrapper(bps.close_run(exit_status, reason), key))
 
-    def give_up(error: Exception) -> MsgGenerator[None]:
+def in_run(
+    metadata: Mapping[str, Any], body: Callable[[str], MsgGenerator[Any]], key: str | None = None
+) -> MsgGenerator[Any]:
+    """Keep a run open as long as a plan goes on in it, and close it as that ended.
+
+    Parameters
+    ----------
+    metadata
+        Of its start document.
+    body
+        Called with its uid; returns the plan.
+    key
+        Of the run, where others are open beside it; only opening and closing are given it here.
+
+    Returns
+    -------
+    Any
+        What that plan returns.
+    """
+
+    def keyed(plan: MsgGenerator[Any]) -> MsgGenerator[Any]:
+        return plan if key is None else bpp.set_run_key_wrapper(plan, key)
+
+    def give_up(error: Exception) -> MsgGenerator[Any]:
         if isinstance(error, RunEngineControlException):
-            return (yield from close(error.exit_status))
-        return (yield from close("fail", str(error)))
+            return keyed(bps.close_run(error.exit_status))
+        return keyed(bps.close_run("fail", str(error)))
 
-    return (yield from bpp.contingency_wrapper(body(note, uid), except_plan=give_up, else_plan=close))
+    uid = yield from keyed(bps.open_run(dict(metadata)))
+    return (
+        yield from bpp.contingency_wrapper(
+            body(uid), except_plan=give_up, else_plan=lambda: keyed(bps.close_run())
+        )
+    )
 
 
 def _plain(value: Any) -> Any:
