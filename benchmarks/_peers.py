@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from bluesky_cdinn.pipeline import reconstruct
+from bluesky_cdinn.preprocess import prepare
 from bluesky_cdinn.records import DiffractionVolume
 from bluesky_cdinn.settings import ReconstructionOptions
 
@@ -32,18 +33,27 @@ class Outcome:
     density: NDArray[np.complex64]
     cpu_s: float
     wall_s: float
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 Solver = Callable[[NDArray[np.float32], NDArray[np.bool_], int], Outcome]
 
 
-def ours(intensity: NDArray[np.float32], valid: NDArray[np.bool_], seed: int) -> Outcome:
-    """One call, nothing set."""
+def ours(
+    intensity: NDArray[np.float32], valid: NDArray[np.bool_], seed: int, *, raw: bool = False
+) -> Outcome:
+    """One call, nothing set; of ``raw`` counts after the usual preparation, which every scan gets."""
     wall, cpu = time.perf_counter(), time.process_time()
-    result = reconstruct(DiffractionVolume(intensity, valid), ReconstructionOptions(seed=seed, device="cpu"))
+    volume = DiffractionVolume(intensity, valid)
+    if raw:
+        volume = prepare(volume)
+    result = reconstruct(volume, ReconstructionOptions(seed=seed, device="cpu"))
     took = time.process_time() - cpu, time.perf_counter() - wall
-    facts = {"confidence": result.confidence, "agreement": result.scalars.get("agreement", float("nan"))}
+    facts = {
+        "confidence": result.confidence,
+        "agreement": result.scalars.get("agreement", float("nan")),
+        "warnings": [line for step in result.history for line in step.get("warnings", ())],
+    }
     return Outcome(result.density, *took, facts)
 
 
