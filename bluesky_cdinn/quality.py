@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 Complex = NDArray[np.complexfloating[Any]]
@@ -64,13 +65,22 @@ def twin(density: Complex) -> Complex:
     return np.roll(flipped, [(n + 1) % 2 for n in density.shape], axis=AXES)
 
 
+def _transform(density: Complex) -> Complex:
+    """Return the transform, not normalised, origins at index 0; of single precision in single precision."""
+    return np.asarray(scipy.fft.fftn(density))
+
+
 def shift(density: Complex, offset: Sequence[float]) -> Complex:
     """Move an object by any number of voxels, periodically (Fourier shift theorem)."""
-    spectrum = np.fft.fftn(density)
-    for axis, (n, step) in enumerate(zip(density.shape, offset, strict=True)):
-        phase = np.exp(-2j * np.pi * np.fft.fftfreq(n) * step).astype(density.dtype)
+    return _moved(_transform(density), offset)
+
+
+def _moved(spectrum: Complex, offset: Sequence[float]) -> Complex:
+    """Return the object of a spectrum, which is overwritten, moved by a number of voxels."""
+    for axis, (n, step) in enumerate(zip(spectrum.shape, offset, strict=True)):
+        phase = np.exp(-2j * np.pi * np.fft.fftfreq(n) * step).astype(spectrum.dtype)
         spectrum *= phase.reshape([-1 if a == axis else 1 for a in AXES])
-    return np.fft.ifftn(spectrum)
+    return np.asarray(scipy.fft.ifftn(spectrum, overwrite_x=True))
 
 
 def ramp(shape: Sequence[int], cycles: Sequence[float], dtype: Any = np.complex64) -> Complex:
@@ -87,18 +97,26 @@ def best_shift(candidate: Complex, reference: Complex) -> tuple[tuple[float, ...
     The maximum of the cross-correlation, to 1/20 voxel by an upsampled Fourier transform in the
     neighbourhood of the whole-voxel maximum (Guizar-Sicairos, Thurman and Fienup 2008).
     """
-    cross = np.fft.fftn(reference) * np.conj(np.fft.fftn(candidate))
-    coarse = np.abs(np.fft.ifftn(cross))
+    return _registered(_transform(candidate), _transform(reference))
+
+
+def _registered(candidate: Complex, reference: Complex) -> tuple[tuple[float, ...], complex]:
+    """Return what `best_shift` does of two spectra."""
+    cross = np.conj(candidate)
+    cross *= reference
+    coarse = np.abs(np.asarray(scipy.fft.ifftn(cross)))
     peak = np.unravel_index(coarse.argmax(), coarse.shape)
+    del coarse
     fine = [
         (p if p <= n // 2 else p - n) + np.arange(-20, 21) / 20
         for p, n in zip(peak, cross.shape, strict=True)
     ]
-    local = cross
+    # One axis is summed at a time, the first one first, as it lies in memory.
+    local = cross.reshape(len(cross), -1)
     for offsets, n in zip(fine, cross.shape, strict=True):
-        # One axis is summed at a time; the next one comes first.
-        kernel = np.exp(2j * np.pi * np.outer(np.fft.fftfreq(n), offsets)).astype(np.complex64)
-        local = np.tensordot(local, kernel, axes=(0, 0))
+        kernel = np.exp(2j * np.pi * np.outer(offsets, np.fft.fftfreq(n))).astype(np.complex64)
+        local = (kernel @ local.reshape(n, -1)).T
+    local = local.reshape([len(offsets) for offsets in fine])
     best = np.unravel_index(np.abs(local).argmax(), local.shape)
     offset = tuple(float(offsets[i]) for offsets, i in zip(fine, best, strict=True))
     return offset, complex(local[best]) / cross.size
@@ -121,14 +139,17 @@ def align(candidate: Complex, reference: Complex, *, twins: bool = True, ramps: 
     NDArray
         The candidate, moved, its scale unchanged.
     """
-    best, score = candidate, -1.0
+    goal, found = _transform(reference), None
     for version in [candidate, twin(candidate)] if twins else [candidate]:
-        moved = _remove_ramp(version, reference) if ramps else version
-        offset, overlap = best_shift(moved, reference)
-        if abs(overlap) > score:
-            score = abs(overlap)
-            best = shift(moved, offset) * np.exp(1j * np.angle(overlap)).astype(np.complex64)
-    return best
+        spectrum = _transform(_remove_ramp(version, reference) if ramps else version)
+        offset, overlap = _registered(spectrum, goal)
+        if found is None or abs(overlap) > abs(found[2]):
+            found = spectrum, offset, overlap
+    assert found is not None
+    spectrum, offset, overlap = found
+    moved = _moved(spectrum, offset)
+    moved *= np.exp(1j * np.angle(overlap)).astype(moved.dtype)
+    return moved
 
 
 def _remove_ramp(candidate: Complex, reference: Complex) -> Complex:
@@ -136,7 +157,7 @@ def _remove_ramp(candidate: Complex, reference: Complex) -> Complex:
     offset, _ = best_shift(np.abs(candidate).astype(np.complex64), np.abs(reference).astype(np.complex64))
     moved = shift(candidate, offset)
     # A ramp between two objects is a shift between their transforms, and so is found like one.
-    flat = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(moved * np.conj(reference))))
+    flat = np.fft.fftshift(_transform(np.fft.ifftshift(moved * np.conj(reference))))
     target = np.zeros_like(flat)
     target[tuple(n // 2 for n in flat.shape)] = 1
     cycles, _ = best_shift(flat, target)
@@ -146,8 +167,11 @@ def _remove_ramp(candidate: Complex, reference: Complex) -> Complex:
 def correlation(candidate: Complex, reference: Complex, *, twins: bool = True) -> float:
     """Return the normalised complex correlation of two objects over shift, twin and global phase."""
     norm = np.linalg.norm(candidate) * np.linalg.norm(reference)
+    if not norm:
+        return 0.0
+    goal = _transform(reference)
     versions = [candidate, twin(candidate)] if twins else [candidate]
-    return max(abs(best_shift(v, reference)[1]) for v in versions) / float(norm) if norm else 0.0
+    return max(abs(_registered(_transform(v), goal)[1]) for v in versions) / float(norm)
 
 
 def compare(candidate: Complex, truth: Complex) -> Comparison:
@@ -253,7 +277,7 @@ def phase_retrieval_transfer(densities: Sequence[Complex]) -> NDArray[np.float32
     NDArray
         float32 (2, shells): frequency in cycles a voxel (0.5 is the edge of the volume), and the PRTF.
     """
-    fields = [np.fft.fftshift(np.fft.fftn(d)) for d in densities]
+    fields = [np.fft.fftshift(_transform(d)) for d in densities]
     shape = fields[0].shape
     axes = [(np.arange(n) - n // 2) / n for n in shape]
     frequency = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
