@@ -82,19 +82,48 @@ def places_on_lattice(
     for _ in range(NEWTON):
         there = measured_at(geometry, found[..., 0] * step, row + found[..., 1], column + found[..., 2])
         found -= (there - q) @ inverse.T
-    off = [
-        ndimage.zoom(each, [n / m for n, m in zip(shape, each.shape, strict=True)], order=1)
-        for each in np.moveaxis(found - wanted, -1, 0)
-    ]
-    return np.indices(shape).astype(np.float64) + np.array(off), about
+    places = _between_nodes(found - wanted, shape)
+    for axis, n in enumerate(shape):
+        places[axis] += np.arange(n).reshape([-1 if a == axis else 1 for a in range(3)])
+    return places, about
+
+
+def _between_nodes(values: FloatArray, shape: Voxel) -> FloatArray:
+    """Interpolate linearly between nodes that are spread evenly from a grid's first voxel to its last.
+
+    Parameters
+    ----------
+    values
+        At the nodes, float64 (m0, m1, m2, 3).
+    shape
+        Of the grid.
+
+    Returns
+    -------
+    NDArray
+        float64 (3, n0, n1, n2).
+    """
+    for n, m in zip(shape, values.shape[:3], strict=True):
+        place = np.linspace(0, m - 1, n)
+        before = np.minimum(place.astype(int), max(m - 2, 0))
+        share = (place - before)[:, None, None, None]
+        # The axes take turns at being the first; after three turns they are in order, the components first.
+        values = values[before] * (1 - share) + values[np.minimum(before + 1, m - 1)] * share
+        values = np.moveaxis(values, 0, 2)
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0))
 
 
 def curvature(volume: DiffractionVolume, places: FloatArray) -> float:
     """Return how far the counts lie from the lattice, rms, in voxels; from `places_on_lattice`."""
-    counts = np.where(volume.valid, volume.intensity, 0)
-    off = ((places - np.indices(volume.intensity.shape)) ** 2).sum(axis=0)
-    total = counts.sum(dtype=np.float64)
-    return math.sqrt(float((counts * off).sum(dtype=np.float64) / total)) if total > 0 else 0.0
+    rows, columns = np.ogrid[: volume.intensity.shape[1], : volume.intensity.shape[2]]
+    weighted = total = 0.0
+    for index, (frame, valid) in enumerate(zip(volume.intensity, volume.valid, strict=True)):
+        counts = np.where(valid, frame, 0)
+        slices_off, rows_off, columns_off = places[:, index]
+        off = (slices_off - index) ** 2 + (rows_off - rows) ** 2 + (columns_off - columns) ** 2
+        weighted += float((counts * off).sum(dtype=np.float64))
+        total += float(counts.sum(dtype=np.float64))
+    return math.sqrt(weighted / total) if total > 0 else 0.0
 
 
 def flattened(

@@ -5,7 +5,7 @@ Directions that much of it faces are facets; a plane is fitted to the flat part 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,18 +148,25 @@ def flat_triangles(surface: Surface, mine: NDArray[np.bool_], normal: FloatArray
 
 def _frequent_directions(surface: Surface, least: float) -> FloatArray:
     """Return the directions that more of the surface faces than those about them, float64 (n, 3)."""
+    tree, near = _sphere()
+    directions = tree.data
+    area = np.bincount(tree.query(surface.normals)[1], weights=surface.areas, minlength=DIRECTIONS)
+    filled = np.flatnonzero(area)
+    # Single precision: what is found here is only where planes are fitted from.
+    cosines = directions.astype(np.float32) @ directions[filled].T.astype(np.float32)
+    facing = np.exp((cosines - 1) / np.float32(np.radians(KERNEL) ** 2)) @ area[filled].astype(np.float32)
+    top = [i for i in np.flatnonzero(facing > least) if facing[i] >= facing[near[i]].max()]
+    return directions[top]
+
+
+@cache
+def _sphere() -> tuple[KDTree, NDArray[np.object_]]:
+    """Return directions spread evenly, and of each those about it."""
     turn = np.pi * (1 + np.sqrt(5)) * np.arange(DIRECTIONS)
     height = 1 - 2 * (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS
     ring = np.sqrt(1 - height**2)
-    directions = np.column_stack([ring * np.cos(turn), ring * np.sin(turn), height])
-    tree = KDTree(directions)
-    area = np.bincount(tree.query(surface.normals)[1], weights=surface.areas, minlength=DIRECTIONS)
-    filled = np.flatnonzero(area)
-    kernel = np.exp((directions @ directions[filled].T - 1) / np.radians(KERNEL) ** 2)
-    facing = kernel @ area[filled]
-    near = tree.query_ball_point(directions, 2 * np.sin(np.radians(1.5 * KERNEL) / 2))
-    top = [facing[i] >= facing[others].max() and facing[i] > least for i, others in enumerate(near)]
-    return directions[np.array(top)]
+    tree = KDTree(np.column_stack([ring * np.cos(turn), ring * np.sin(turn), height]))
+    return tree, tree.query_ball_point(tree.data, 2 * np.sin(np.radians(1.5 * KERNEL) / 2))
 
 
 def _nearest(surface: Surface, normals: FloatArray, lean_deg: float = LEAN) -> NDArray[np.int64]:

@@ -65,16 +65,17 @@ def lattice_orientation(
     """
     along = q_vector / np.linalg.norm(q_vector)
     first = Rotation.align_vectors(along[None], np.array(reflection, dtype=float)[None])[0]
-    turns = [(Rotation.from_rotvec(np.radians(deg) * along) * first).as_matrix() for deg in range(360)]
-    off = [np.min([_off(normals @ turn, family) for family in FAMILIES[:PLAIN]], axis=0) for turn in turns]
-    score = (areas * np.exp(-((np.array(off) / (OFF / 2)) ** 2) / 2)).sum(axis=1)
+    azimuths = Rotation.from_rotvec(np.radians(np.arange(360.0))[:, None] * along)
+    turns = (azimuths * first).as_matrix()
+    off = np.min([_off(normals @ turns, family) for family in FAMILIES[:PLAIN]], axis=0)
+    score = (areas * np.exp(-((off / (OFF / 2)) ** 2) / 2)).sum(axis=1)
     return np.asarray(turns[int(score.argmax())], dtype=np.float64)
 
 
 def _off(directions: FloatArray, family: Indices) -> FloatArray:
-    """Return how far directions (n, 3) of the lattice are from the nearest member of a family, deg."""
+    """Return how far directions (..., 3) of the lattice are from the nearest member of a family, deg."""
     cosines = directions @ _members(family).T
-    return np.degrees(np.arccos(np.clip(cosines.max(axis=1), -1, 1)))
+    return np.degrees(np.arccos(np.clip(cosines.max(axis=-1), -1, 1)))
 
 
 @cache

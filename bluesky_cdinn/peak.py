@@ -23,11 +23,17 @@ def find_peak(volume: DiffractionVolume) -> tuple[float, float, float]:
         If no valid voxel has any counts.
     """
     brightest, centre = 0.0, None
-    for index, (frame, valid) in enumerate(zip(volume.intensity, volume.valid, strict=True)):
-        supported = supported_intensity(np.where(valid, frame, 0))
+    highest = volume.intensity.max(axis=(1, 2))
+    # The brightest frames first: most of the others can't have a brighter voxel. Of equals the first counts.
+    for index in np.argsort(-highest, kind="stable"):
+        if highest[index] < brightest:
+            continue
+        frame = np.where(volume.valid[index], volume.intensity[index], 0)
+        supported = supported_intensity(frame)
         place = int(supported.argmax())
-        if supported.flat[place] > brightest:
-            brightest, centre = float(supported.flat[place]), (index, *np.unravel_index(place, frame.shape))
+        value = float(supported.flat[place])
+        if value > brightest or (centre is not None and value == brightest and index < centre[0]):
+            brightest, centre = value, (int(index), *np.unravel_index(place, frame.shape))
     if centre is None:
         raise InvalidInput(
             "a diffraction volume must hold a peak, got no counts beyond single voxels: is the crystal in "
@@ -41,11 +47,16 @@ def supported_intensity(frame: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.minimum(frame, second_smallest_neighbour(frame))
 
 
-def second_smallest_neighbour(frame: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the second smallest of each pixel's four neighbours, which are zero beyond the edge."""
-    padded = np.pad(frame, 1)
-    up, down = padded[:-2, 1:-1], padded[2:, 1:-1]
-    left, right = padded[1:-1, :-2], padded[1:-1, 2:]
+def second_smallest_neighbour(frames: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the second smallest of each pixel's four neighbours, which are zero beyond the edge.
+
+    ``frames`` is one, (rows, columns), or a stack of them, (..., rows, columns).
+    """
+    *stack, rows, columns = frames.shape
+    padded = np.zeros((*stack, rows + 2, columns + 2), frames.dtype)
+    padded[..., 1:-1, 1:-1] = frames
+    up, down = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
+    left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
     lower = np.maximum(np.minimum(up, down), np.minimum(left, right))
     return np.minimum(lower, np.minimum(np.maximum(up, down), np.maximum(left, right)))
 
