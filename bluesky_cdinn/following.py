@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bluesky_cdinn import phasing, pipeline, quality
 from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.device import choose_device
+from bluesky_cdinn.doubts import confidence, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.fallback import within_memory
 from bluesky_cdinn.forward import AXES, amplitude_loss, to_centre
@@ -261,6 +262,8 @@ def update(
                 to_centre(solution.best.support[0]).cpu().numpy() > 0,
             )
             support &= quality.half_level_support(density)
+            counts = posed.working.measurement.target.square().cpu().numpy()
+            found = signs(density, support, counts, chi2, numbers.get("phase_spread_rad"))
             full = tuple(posed.full.magnitude.shape)
             centre, changed, moved = zero_frequency(centred), {}, [0.0, 0.0, 0.0]
             if earlier is not None and earlier.full == full:
@@ -298,7 +301,7 @@ def update(
             phase=phase,
             chi2=chi2,
             free_llk=numbers.pop("free_llk"),
-            confidence=quality.confidence(numbers.get("phase_spread_rad"), chi2),
+            confidence=confidence(found),
             seconds=watch.seconds,
             scalars={
                 **{name: float(value) for name, value in numbers.items()},

@@ -18,6 +18,7 @@ import bluesky_cdinn
 from bluesky_cdinn import phasing, quality, resolution
 from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.device import choose_device
+from bluesky_cdinn.doubts import confidence, doubts, larger_body, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
 from bluesky_cdinn.geometry import volume_bases
@@ -36,7 +37,6 @@ from bluesky_cdinn.resolution import HalfSets
 from bluesky_cdinn.sampling import check_edges, check_oversampling, oversampling
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
-from bluesky_cdinn.uncertainty import noise_chi2
 from bluesky_cdinn.volume import assemble, load_frames
 from bluesky_cdinn.warm_start import Known, WarmStart, over_noise
 from bluesky_cdinn.watch import Cancel, Report, Watch
@@ -201,35 +201,38 @@ def reconstruct(
             best = unpadded(best, centred.intensity.shape)
             chi2, slices = misfit(best, centred), compared_slices(best, centred)
             halves = halved(solution.finalists, posed, centred, options.seed)
-            confidence = quality.confidence(numbers.get("phase_spread_rad"), chi2)
     density, support = quality.canonical(
         to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
     )
     support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
+    spread, counts = numbers.get("phase_spread_rad"), np.where(centred.valid, centred.intensity, 0)
+    found = signs(density, support, counts, chi2, spread)
+    # Of two crystals the larger one.
+    crystal, _ = larger_body(density, support)
     with watch.stage("strain"):
         physical = physical_result(
             centred,
             density,
-            support,
-            spread_rad=numbers.get("phase_spread_rad"),
-            misfit=chi2 / noise_chi2(np.where(centred.valid, centred.intensity, 0)),
+            crystal,
+            spread_rad=spread,
+            misfit=found.misfit,
         )
-        curve, resolved = fineness(halves, density, support, physical)
-        table = table_of_facets(density, support, physical, volume.geometry)
+        curve, resolved = fineness(halves, density, crystal, physical)
+        table = table_of_facets(density, crystal, physical, volume.geometry)
     if any(roll):
         # Back to where the peak was: a shift of the pattern is a ramp of the object's phase.
         density = density * quality.ramp(density.shape, [-r for r in roll])
     transfer = numbers.pop("transfer", None)
     free_llk = numbers.pop("free_llk")
     scalars = {**{k: float(v) for k, v in numbers.items()}, **sampled, **physical.pop("scalars", {})}
-    scalars |= resolved
+    scalars |= resolved | found.scalars()
     return Reconstruction(
         density=density,
         support=support,
         chi2=chi2,
         free_llk=free_llk,
-        confidence=confidence,
+        confidence=confidence(found),
         seconds=watch.seconds,
         cpu_s=watch.cpu_s,
         timings_s=watch.timings,
@@ -246,7 +249,11 @@ def reconstruct(
         },
         history=(
             *volume.history,
-            {"step": "reconstruct", "roll": list(roll), "warnings": check_oversampling(sampled)},
+            {
+                "step": "reconstruct",
+                "roll": list(roll),
+                "warnings": [*check_oversampling(sampled), *doubts(found)],
+            },
         ),
         **physical,
     )

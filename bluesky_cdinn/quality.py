@@ -1,4 +1,4 @@
-"""How good is it: comparisons that no ambiguity of phase retrieval can disturb, and the object's own judges.
+"""How good is it: comparisons that no ambiguity of phase retrieval can disturb.
 
 A diffraction pattern doesn't tell an object's global phase, its place, its conjugate twin
 ``conj(density(-r))`` and, when the volume was recentred, a linear phase ramp. `align` removes them.
@@ -16,10 +16,6 @@ from numpy.typing import NDArray
 
 Complex = NDArray[np.complexfloating[Any]]
 AXES = (0, 1, 2)
-# Of the confidence: intercept and slope.
-CALIBRATION = (-4.98, -1.75)
-# chi2 over which nothing was found; half of it is no reason for doubt: 10^3 counts in the peak give 0.1.
-UNEXPLAINED = 0.3
 
 
 @dataclass(frozen=True)
@@ -291,25 +287,6 @@ def phase_retrieval_transfer(densities: Sequence[Complex]) -> NDArray[np.float32
         norm += np.bincount(shell, weights=size, minlength=shells + 1)[:shells]
     value = np.sqrt(np.divide(common, norm, out=np.zeros(shells), where=norm > 0).clip(0, 1))
     return np.stack([(np.arange(shells) + 0.5) / (2 * shells), value]).astype(np.float32)
-
-
-def confidence(phase_spread: float | None, chi2: float) -> float:
-    """Return the estimated probability that an object's phase is right to 0.1 rad rms.
-
-    A logistic curve in the logarithm of the phase difference between two independent objects, rad, fitted
-    to the outcomes of simulated crystals (docs/explanations/phasing.md). One object alone (None) says
-    nothing, and gets an even chance; two that share no place (NaN) get none. Nor does an object that
-    leaves more than `UNEXPLAINED` of the data unexplained, however often it is found: noise has its
-    spots, too.
-    """
-    if phase_spread is None:
-        agreed = 0.5
-    elif not np.isfinite(phase_spread):
-        agreed = 0.0
-    else:
-        intercept, slope = CALIBRATION
-        agreed = float(1 / (1 + np.exp(-(intercept + slope * np.log(max(phase_spread, 1e-3))))))
-    return agreed * float(np.clip(2 * (1 - chi2 / UNEXPLAINED), 0, 1))
 
 
 def resolved_frequency(transfer: NDArray[np.float32], level: float = 1 / np.e) -> float:

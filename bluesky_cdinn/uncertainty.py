@@ -4,7 +4,7 @@ Four things put a phase off, and their squares add up: counting noise, as the in
 the surface feels five times as much, since the interior is averaged by the preference for a smooth one; the
 surface itself; what independent starts don't agree on; and the finite resolution, where the phase bends. How
 much each weighs was fitted to the true errors of simulated crystals and tested on others
-(docs/explanations/strain.md). All of it is of a phase that was found: whether it was, `quality.confidence`
+(docs/explanations/strain.md). All of it is of a phase that was found: whether it was, `doubts.confidence`
 says.
 """
 

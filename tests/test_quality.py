@@ -187,23 +187,6 @@ def test_resolved_frequency_lies_where_the_curve_first_crosses(values, expected)
     assert quality.resolved_frequency(transfer, level=0.5) == pytest.approx(expected, abs=1e-6)
 
 
-def test_confidence_falls_with_the_spread_of_phases():
-    values = [quality.confidence(spread, 0.01) for spread in (0.0, 1e-3, 0.01, 0.1, 1.0, np.pi)]
-    assert values == sorted(values, reverse=True)
-    assert values[0] > 0.99
-    assert values[-1] < 0.01
-
-
-def test_one_object_alone_is_an_even_chance_and_two_that_share_nothing_are_none():
-    assert quality.confidence(None, 0.01) == 0.5
-    assert quality.confidence(float("nan"), 0.01) == 0
-
-
-def test_an_object_that_does_not_explain_the_data_gets_no_confidence():
-    values = [quality.confidence(0.01, chi2) for chi2 in (0.0, 0.15, 0.25, 0.3, 0.6)]
-    assert values[0] == values[1] > values[2] > values[3] == values[4] == 0
-
-
 def test_phase_difference_of_objects_that_share_no_place_is_unknown(crystal):
     assert np.isnan(quality.phase_difference(np.zeros_like(crystal), crystal))
     assert quality.phase_difference(crystal * np.exp(1j), crystal) == pytest.approx(0, abs=1e-3)
