@@ -21,6 +21,7 @@ from tiled.media_type_registration import default_serialization_registry
 from tiled.server import SimpleTiledServer
 
 from bluesky_cdinn.embedded import ALREADY_SERVED, SERVER_FILE
+from bluesky_cdinn.tiled_speed import hasten
 
 _ORPHAN_CHECK_S = 2.0
 
@@ -45,6 +46,7 @@ def main() -> None:
 def _serve(directory: Path, readable: list[Path], port: int) -> None:
     # Without it run.documents() answers 406.
     default_serialization_registry.register("BlueskyRun", "application/json-seq", json_seq_exporter)
+    hasten()
     server = SimpleTiledServer(
         directory,
         api_key=secrets.token_hex(16),
