@@ -100,9 +100,12 @@ def _registered(candidate: Complex, reference: Complex) -> tuple[tuple[float, ..
     """Return what `best_shift` does of two spectra."""
     cross = np.conj(candidate)
     cross *= reference
-    coarse = np.abs(np.asarray(scipy.fft.ifftn(cross)))
+    coarse = np.abs(np.asarray(scipy.fft.ifftn(cross, overwrite_x=True)))
     peak = np.unravel_index(coarse.argmax(), coarse.shape)
+    # Once more, where keeping it would have been one more array as large.
     del coarse
+    cross = np.conj(candidate, out=cross if cross.dtype == candidate.dtype else None)
+    cross *= reference
     fine = [
         (p if p <= n // 2 else p - n) + np.arange(-20, 21) / 20
         for p, n in zip(peak, cross.shape, strict=True)
@@ -135,16 +138,21 @@ def align(candidate: Complex, reference: Complex, *, twins: bool = True, ramps: 
     NDArray
         The candidate, moved, its scale unchanged.
     """
-    goal, found = _transform(reference), None
-    for version in [candidate, twin(candidate)] if twins else [candidate]:
-        spectrum = _transform(_remove_ramp(version, reference) if ramps else version)
-        offset, overlap = _registered(spectrum, goal)
-        if found is None or abs(overlap) > abs(found[2]):
-            found = spectrum, offset, overlap
-    assert found is not None
-    spectrum, offset, overlap = found
-    moved = _moved(spectrum, offset)
-    moved *= np.exp(1j * np.angle(overlap)).astype(moved.dtype)
+    goal, best = _transform(reference), 0.0
+    spectrum = found = _transform(candidate)
+    offset, turn = (0.0, 0.0, 0.0), 1.0 + 0j
+    for mirrored in (False, True) if twins else (False,):
+        if ramps:
+            spectrum = _transform(_remove_ramp(twin(candidate) if mirrored else candidate, reference))
+        elif mirrored:
+            # That of the twin, but for its place.
+            spectrum = np.conj(spectrum)
+        moved_by, overlap = _registered(spectrum, goal)
+        if abs(overlap) > best:
+            found, best, offset, turn = spectrum, abs(overlap), moved_by, overlap / abs(overlap)
+    del goal, spectrum
+    moved = _moved(found, offset)
+    moved *= np.asarray(turn, dtype=moved.dtype)
     return moved
 
 
@@ -165,9 +173,12 @@ def correlation(candidate: Complex, reference: Complex, *, twins: bool = True) -
     norm = np.linalg.norm(candidate) * np.linalg.norm(reference)
     if not norm:
         return 0.0
-    goal = _transform(reference)
-    versions = [candidate, twin(candidate)] if twins else [candidate]
-    return max(abs(_registered(_transform(v), goal)[1]) for v in versions) / float(norm)
+    goal, spectrum = _transform(reference), _transform(candidate)
+    found = [abs(_registered(spectrum, goal)[1])]
+    if twins:
+        # The conjugate is the spectrum of the twin, but for its place.
+        found.append(abs(_registered(np.conj(spectrum, out=spectrum), goal)[1]))
+    return max(found) / float(norm)
 
 
 def compare(candidate: Complex, truth: Complex) -> Comparison:
@@ -273,18 +284,20 @@ def phase_retrieval_transfer(densities: Sequence[Complex]) -> NDArray[np.float32
     NDArray
         float32 (2, shells): frequency in cycles a voxel (0.5 is the edge of the volume), and the PRTF.
     """
-    fields = [np.fft.fftshift(_transform(d)) for d in densities]
+    fields = [_transform(d) for d in densities]
     shape = fields[0].shape
-    axes = [(np.arange(n) - n // 2) / n for n in shape]
-    frequency = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+    axes = [np.fft.ifftshift((np.arange(n) - n // 2) / n) for n in shape]
     shells = min(shape) // 2
-    shell = np.minimum((frequency * 2 * shells).astype(int), shells).ravel()
     common, norm = np.zeros(shells), np.zeros(shells)
-    for first, second in combinations(fields, 2):
-        product = (first * np.conj(second)).real.ravel()
-        size = (np.abs(first) * np.abs(second)).ravel()
-        common += np.bincount(shell, weights=product, minlength=shells + 1)[:shells]
-        norm += np.bincount(shell, weights=size, minlength=shells + 1)[:shells]
+    # Plane by plane: sums want double precision, and whole volumes of that are large.
+    for index, height in enumerate(axes[0]):
+        frequency = np.sqrt(height**2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+        shell = np.minimum((frequency * 2 * shells).astype(int), shells).ravel()
+        for one, other in combinations([field[index] for field in fields], 2):
+            product = (one * np.conj(other)).real.ravel()
+            size = (np.abs(one) * np.abs(other)).ravel()
+            common += np.bincount(shell, weights=product, minlength=shells + 1)[:shells]
+            norm += np.bincount(shell, weights=size, minlength=shells + 1)[:shells]
     value = np.sqrt(np.divide(common, norm, out=np.zeros(shells), where=norm > 0).clip(0, 1))
     return np.stack([(np.arange(shells) + 0.5) / (2 * shells), value]).astype(np.float32)
 
