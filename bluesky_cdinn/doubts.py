@@ -33,7 +33,9 @@ LEAST = (0.003, 1e-4)
 UNEXPLAINED = 0.3
 # A second body of less than this of the first one's intensity is a speck.
 SPECK = 0.1
-# From where on a line says so: each alone leaves about an even chance.
+# From where on a line says so: each leaves about an even chance. chi2 under `EXPLAINED` is small, whatever
+# the noise.
+DOUBTFUL, EXPLAINED = 0.5, 0.01
 UNEVEN, DIFFERENT, MISFIT, PHOTONS = 0.07, 0.1, 20.0, 15.0
 
 
@@ -170,30 +172,29 @@ def terms(uneven: float, around: float) -> FloatArray:
 def doubts(found: Signs) -> list[str]:
     """Return, and log, a line for each thing that speaks against an object, and what to do about it."""
     lines = []
+    if (chance := confidence(found)) < DOUBTFUL:
+        lines.append(f"doubtful: confidence {chance:.2f}: strain and resolution hold for a right object only")
     if found.second_body > SPECK:
         lines.append(
-            f"two crystals: a second body has {found.second_body:.0%} of the first one's intensity; strain, "
-            "size and facets are of the larger one: close the slits or move to one of them"
+            f"two crystals: the second has {found.second_body:.0%} of the first one's intensity; strain and "
+            "facets are of the larger: close the slits"
         )
     if found.photons < PHOTONS:
         lines.append(
-            f"too few counts: {found.photons:.1f} for each voxel of the crystal, {PHOTONS:g} are the least "
-            "for a phase to 0.1 rad: count longer"
+            f"too few counts: {found.photons:.1f} for each voxel of the crystal, {PHOTONS:g} are the least: "
+            "count longer"
         )
     if found.spread_rad is not None and not found.spread_rad <= DIFFERENT:
-        lines.append(
-            f"not found twice: two independent reconstructions differ by {found.spread_rad:.2f} rad: take "
-            "more starts, or measure again"
-        )
+        lines.append(f"not found twice: two objects differ by {found.spread_rad:.2f} rad: take more starts")
     if found.unevenness > UNEVEN:
         lines.append(
-            f"uneven inside: the amplitude varies by {found.unevenness:.0%}, a crystal's is even: the phase "
-            "is as uncertain, unless defects make it so: look for blur, a second peak, a peak that is cut off"
+            f"uneven: the amplitude inside varies by {found.unevenness:.0%}: look for blur, a second peak, "
+            "a peak that is cut off, defects"
         )
-    if found.misfit > MISFIT and found.chi2 > 0.01:
+    if found.misfit > MISFIT and found.chi2 > EXPLAINED:
         lines.append(
-            f"not explained: chi2 is {found.misfit:.0f} times that of counting noise: the support is wrong, "
-            "or not all counts are this crystal's"
+            f"not explained: chi2 is {found.misfit:.0f} times its noise: the support is wrong, or not all "
+            "counts are this crystal's"
         )
     for line in lines:
         logger.warning("%s", line)

@@ -124,15 +124,23 @@ def test_nothing_is_said_of_what_is_in_order(caplog):
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
-        ({"second_body": 0.3}, "two crystals: a second body has 30% .* larger one"),
+        ({"second_body": 0.3}, "two crystals: the second has 30% .* the larger"),
         ({"photons": 4.0}, "too few counts: 4.0 .* count longer"),
         ({"spread_rad": 0.6}, "not found twice: .* 0.60 rad"),
         ({"spread_rad": float("nan")}, "not found twice"),
-        ({"unevenness": 0.2}, "uneven inside: .* 20%"),
+        ({"unevenness": 0.2}, "uneven: .* 20%"),
         ({"misfit": 150.0, "chi2": 0.2}, "not explained: chi2 is 150 times"),
     ],
 )
 def test_each_doubt_is_told_and_logged(changed, word, caplog):
-    (line,) = doubts(replace(GOOD, **changed))
-    assert line in caplog.text
+    said = doubts(replace(GOOD, **changed))
+    (line,) = [line for line in said if not line.startswith("doubtful")]
     assert re.search(word, line)
+    assert line in caplog.text
+
+
+def test_what_is_probably_wrong_is_told_first_whatever_the_cause():
+    poor = replace(GOOD, unevenness=0.06, halo=0.01)
+    (line,) = doubts(poor)
+    assert line.startswith(f"doubtful: confidence {confidence(poor):.2f}")
+    assert doubts(replace(poor, unevenness=0.2))[0].startswith("doubtful")
