@@ -128,9 +128,13 @@ def resample_intensity(
         Counts, float32 of ``shape``, not negative.
     """
     filled = _from_neighbours(intensity, valid, 1.0)
-    lags = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(filled)))
-    small = np.fft.ifftshift(lags[window_on_grid(filled.shape, shape)])
-    sampled = np.fft.fftshift(np.fft.fftn(small)).real
+    lags = np.asarray(scipy.fft.ifftn(np.fft.ifftshift(filled)))
+    # The shortest lags, in the order that transforms have them in.
+    kept = [np.fft.ifftshift(np.arange(m) - m // 2) for m in shape]
+    small = lags[np.ix_(*kept)]
+    del lags
+    transformed = np.asarray(scipy.fft.fftn(small, overwrite_x=True))
+    sampled = np.fft.fftshift(np.real(transformed))
     # Both FFTs are orthonormal on their own grid: the same field is stronger on fewer voxels.
     return (sampled * (filled.size / sampled.size)).clip(0).astype(np.float32)
 

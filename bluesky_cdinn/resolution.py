@@ -14,7 +14,7 @@ the volume's edge that ends what is seen, and the resolution is a bound: at leas
 and other estimates are worth is told in ``docs/explanations/resolution.md``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ LEVEL = 0.5
 CONE_DEG = 30.0
 # Voxels of a shell below which its correlation says nothing; the same for corners of a surface.
 FEWEST = 20
+# Voxels whose frequencies are computed in one go.
+TOGETHER = 2**18
 # Voxels inwards and outwards from the surface over which the amplitude is followed, and between samples.
 _REACH, _STEP = 3.0, 0.25
 # Where inside, in voxels from the surface, the amplitude is taken for the crystal's own.
@@ -96,7 +98,10 @@ def average_shells(halves: HalfSets) -> Shells:
     """Return the correlation on ellipsoids that end at the volume's faces."""
     shape = halves.counts.shape
     axes = [(np.arange(n) - n // 2) / (n / 2) for n in shape]
-    radius = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+
+    def radius(part: slice) -> FloatArray:
+        return np.sqrt(axes[0][part, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+
     return _shells(halves, radius, min(shape) // 2, 0.5)
 
 
@@ -116,14 +121,18 @@ def shells_along(halves: HalfSets, reciprocal_basis: FloatArray, direction: Sequ
     unit = np.asarray(direction, dtype=np.float64) / np.linalg.norm(direction)
     reach = reach_along(reciprocal_basis, shape, unit)
     index = [np.arange(n) - n // 2 for n in shape]
-    q = [
-        b[0] * index[0][:, None, None] + b[1] * index[1][:, None] + b[2] * index[2]
-        for b in reciprocal_basis.astype(np.float32)
-    ]
-    length = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
-    along = np.abs(q[0] * unit[0] + q[1] * unit[1] + q[2] * unit[2])
-    inside = along >= np.cos(np.radians(CONE_DEG)) * length
-    return _shells(halves, np.where(inside, length / reach, np.inf), max(min(shape) // 4, 4), reach)
+
+    def radius(part: slice) -> FloatArray:
+        q = [
+            b[0] * index[0][part, None, None] + b[1] * index[1][:, None] + b[2] * index[2]
+            for b in reciprocal_basis.astype(np.float32)
+        ]
+        length = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
+        along = np.abs(q[0] * unit[0] + q[1] * unit[1] + q[2] * unit[2])
+        inside = along >= np.cos(np.radians(CONE_DEG)) * length
+        return np.where(inside, length / reach, np.inf)
+
+    return _shells(halves, radius, max(min(shape) // 4, 4), reach)
 
 
 def reach_along(reciprocal_basis: FloatArray, shape: Sequence[int], unit: FloatArray) -> float:
@@ -132,19 +141,25 @@ def reach_along(reciprocal_basis: FloatArray, shape: Sequence[int], unit: FloatA
     return float((np.array(shape) / 2 / np.maximum(steps, 1e-30)).min())
 
 
-def _shells(halves: HalfSets, radius: NDArray[np.floating], count: int, reach: float) -> Shells:
-    """Return the correlation on shells of a radius that is 1 where the volume ends."""
-    inside = radius < 1
-    first, second = (field[inside] for field in halves.fields)
-    shell = (radius[inside] * count).astype(np.int_)
-
-    def total(weights: NDArray[np.floating | np.bool_]) -> FloatArray:
-        return np.bincount(shell, weights=weights, minlength=count).astype(np.float64)
-
-    norm = np.sqrt(total(np.abs(first) ** 2) * total(np.abs(second) ** 2))
-    common = total((first * second.conj()).real)
+def _shells(halves: HalfSets, radius: Callable[[slice], FloatArray], count: int, reach: float) -> Shells:
+    """Return the correlation on shells of a radius that is 1 where the volume ends, given for some slices."""
+    shape = halves.counts.shape
+    # Power of the two, what they have in common, voxels and photons.
+    sums = np.zeros((5, count))
+    # Some slices at a time: whole volumes of double precision are large.
+    together = max(1, TOGETHER // int(np.prod(shape[1:])))
+    for start in range(0, shape[0], together):
+        part = slice(start, start + together)
+        distance = radius(part)
+        inside = distance < 1
+        first, second = (field[part][inside] for field in halves.fields)
+        shell = (distance[inside] * count).astype(np.int_)
+        common = (first * second.conj()).real
+        each = (np.abs(first) ** 2, np.abs(second) ** 2, common, first != 0, halves.counts[part][inside])
+        sums += [np.bincount(shell, weights=values, minlength=count) for values in each]
+    power, other, common, voxels, photons = sums
+    norm = np.sqrt(power * other)
     half = np.divide(common, norm, out=np.zeros(count), where=norm > 0).clip(0, 1)
-    voxels, photons = total(first != 0), total(halves.counts[inside])
     noise = halves.unknowns * voxels
     seen = np.divide(photons, photons + noise, out=np.zeros(count), where=photons > 0)
     value = np.sqrt(np.minimum(2 * half / (1 + half), seen))
