@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from bluesky_cdinn import quality
 from bluesky_cdinn.forward import propagate, to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
-from bluesky_cdinn.refine import AcceleratedER, Measurement, Objects, run
+from bluesky_cdinn.lbfgs import LBFGS
+from bluesky_cdinn.refine import Measurement, Objects, run
 from bluesky_cdinn.resolution import HalfSets
 
-ITERATIONS = 10
+ITERATIONS = 6
 
 
 def thinned(
@@ -55,7 +56,7 @@ def half_sets(objects: Objects, measurement: Measurement, measured: Sequence[flo
         magnitude = torch.from_numpy(np.sqrt(half)).to(measurement.magnitude.device)
         start = Objects.start(one.density / np.sqrt(2), one.support)
         problem = Measurement(to_corner(magnitude), measurement.fitted)
-        for _ in run([AcceleratedER(ITERATIONS)], start, problem):
+        for _ in run([LBFGS(ITERATIONS)], start, problem):
             pass
         densities.append(to_centre(start.density)[0].cpu().numpy())
     first, second = densities

@@ -15,9 +15,9 @@ from bluesky_cdinn import quality
 from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
 from bluesky_cdinn.guess import CEILING, guessed_support
+from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.refine import (
     HIO,
-    AcceleratedER,
     BreakTwins,
     CentreObjects,
     Measurement,
@@ -35,7 +35,7 @@ Watch = Callable[[Objects], None]
 
 # Complex correlation of two independent objects from which they count as the same, and as surely so.
 AGREED, SURE = 0.9, 0.97
-# Of the interior against counting noise; see refine.AcceleratedER.
+# Of the interior against counting noise; see lbfgs.LBFGS.
 SMOOTHNESS = 100.0
 # A network's guess whose chi2 exceeds that of counting noise by more is not of anything that it was trained
 # on; and by how much a support may exceed the guessed one's.
@@ -212,7 +212,7 @@ def search_recipe(room: int, effort: int = 1) -> list[Step]:
         steps.append(HIO(20, ceiling=CEILING))
         # The support tightens and its smoothing narrows as the object gets clear.
         steps.append(ShrinkWrap(threshold=0.15 + 0.1 * done, sigma=2 - done, max_voxels=room))
-    return [*steps, AcceleratedER(20)]
+    return [*steps, LBFGS(10)]
 
 
 def guess_recipe(room: int) -> list[Step]:
@@ -222,7 +222,7 @@ def guess_recipe(room: int) -> list[Step]:
         # As wide at first as where nothing is known: a facet that the guess has a voxel off comes right.
         wrap = ShrinkWrap(threshold=0.15 + 0.1 * done, sigma=2 - done, max_voxels=room)
         steps += [HIO(20, ceiling=CEILING), wrap]
-    return [*steps, AcceleratedER(20)]
+    return [*steps, LBFGS(10)]
 
 
 def climb(objects: Objects, problem: Problem, level: Shape, watch: Watch) -> Objects:
@@ -238,8 +238,8 @@ def climb_recipe() -> list[Step]:
     """Return the steps that settle an object known from a coarser level."""
     steps: list[Step] = []
     for threshold in (0.2, 0.25):
-        steps += [HIO(15, ceiling=1.3), AcceleratedER(10), ShrinkWrap(threshold, sigma=0.8)]
-    return [*steps, AcceleratedER(15)]
+        steps += [HIO(10, ceiling=1.3), LBFGS(5), ShrinkWrap(threshold, sigma=0.8)]
+    return steps
 
 
 def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
@@ -248,9 +248,9 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
         CentreObjects(),
         ShrinkWrap(0.15, sigma=0.7),
         # Strong smoothing first: it finds where weaker smoothing would take long to get.
-        AcceleratedER(30, 4 * SMOOTHNESS, least=0.05),
+        LBFGS(12, 4 * SMOOTHNESS, least=0.05),
         ShrinkWrap(0.15, sigma=0.7),
-        AcceleratedER(30, SMOOTHNESS),
+        LBFGS(15, SMOOTHNESS),
     ]
     for state in run(recipe, objects, measurement):
         watch(state)
@@ -270,9 +270,9 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     whole.density[window], whole.support[window] = objects.density, objects.support
     # The measured grid has more photons a degree of freedom, and needs less smoothing.
     recipe: list[Step] = [
-        AcceleratedER(10, SMOOTHNESS / 2),
+        LBFGS(5, SMOOTHNESS / 2),
         ShrinkWrap(0.12, sigma=0.7),
-        AcceleratedER(30, SMOOTHNESS / 2),
+        LBFGS(15, SMOOTHNESS / 2),
     ]
     for state in run(recipe, whole, measurement):
         watch(state)
@@ -284,6 +284,6 @@ def settle(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     if measurement.fitted is None or measurement.held_out is None:
         return objects
     everything = Measurement(measurement.magnitude, measurement.fitted | measurement.held_out)
-    for state in run([AcceleratedER(15, SMOOTHNESS / 4)], objects, everything):
+    for state in run([LBFGS(8, SMOOTHNESS / 4)], objects, everything):
         watch(state)
     return objects

@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bluesky_cdinn.bending import Bending
 from bluesky_cdinn.forward import AXES, amplitude_loss, poisson_deviance
 from bluesky_cdinn.support import TINY, below_ceiling, gaussian_blur, largest, modulus, typical_amplitude
 from bluesky_cdinn.support_box import SupportBox
@@ -233,62 +232,6 @@ class ER:
             yield objects
 
 
-@dataclass(frozen=True)
-class AcceleratedER:
-    """Error reduction with Nesterov's momentum, and a preference for a smooth interior.
-
-    Error reduction is gradient descent on chi2 with its exact step (Fienup 1982), so that momentum, with
-    the adaptive restart of O'Donoghue and Candes (2015), speeds it up as it does any gradient descent.
-
-    What counting noise leaves undetermined, phases where less than a photon fell, stays as the start had
-    it: noise, 0.05 rad in the interior at 1e6 counts. Inside a crystal the density bends slowly. With
-    ``smoothness`` the squared second differences there are added to chi2, in the ratio of the noise's
-    variance to theirs; the crystal's edge, and places where its amplitude is low such as voids and
-    dislocation cores, are left out of it.
-
-    Parameters
-    ----------
-    iterations
-        How many.
-    smoothness
-        Weight of the second differences, for a density whose typical amplitude is 1 and counting noise.
-        The less the counts, the more it weighs, on its own. 0 leaves it out.
-    """
-
-    iterations: int
-    smoothness: float = 0.0
-    least: float = 0.0
-
-    def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
-        box = SupportBox.of(objects.support)
-        inside = box.cut(objects.support)
-        current = ahead = box.cut(objects.density).mul_(inside)
-        # Zero outside the box, and stays so.
-        density = torch.zeros_like(objects.density)
-        smooth = self.smoothness > 0 or self.least > 0
-        bending = Bending.of(current, self.smoothness, self.least) if smooth else None
-        # The inverse of the gradient's Lipschitz constant: 1 for chi2, 16 an axis for second differences.
-        rate = 1.0 if bending is None else 1 / (1 + 48 * bending.weight)
-        age = torch.zeros(len(current), 1, 1, 1, device=current.device)
-        for _ in range(self.iterations):
-            box.paste(ahead, density)
-            gap, distance = data_gap(density, measurement, box)
-            objects.chi2 = distance / measurement.power
-            gap.mul_(inside)
-            if bending is not None:
-                bending.add_gradient(ahead, gap)
-            following = ahead - rate * gap
-            onward = following - current
-            # Momentum that points against the descent has overshot: start it anew.
-            uphill = inner_product(gap, onward) > 0
-            age = torch.where(uphill, 0.0, age + 1)
-            ahead = onward.mul_(age / (age + 3)).add_(following)
-            current = following
-            box.paste(current, density)
-            objects.density = density
-            yield objects
-
-
 def data_gap(density: Tensor, measurement: Measurement, box: SupportBox) -> tuple[Tensor, Tensor]:
     """Return what a density that is zero outside a box lacks to fit the data, and its squared norm.
 
@@ -386,7 +329,7 @@ class BreakTwins:
 class GradientDescent:
     """Fit the complex density by automatic differentiation and Adam (Kingma and Ba 2015).
 
-    Slower than `AcceleratedER` where both apply; it is for losses that have no projection, such as the
+    Slower than `lbfgs.LBFGS` where both apply; it is for losses that have no projection, such as the
     Poisson likelihood at a few counts a voxel.
 
     Parameters

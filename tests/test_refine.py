@@ -6,13 +6,13 @@ import torch
 from crystals import crystal_and_counts, crystal_density, random_object
 
 from bluesky_cdinn import quality
+from bluesky_cdinn.bending import Bending
 from bluesky_cdinn.forward import AXES, amplitude_loss, poisson_deviance, to_centre, to_corner
+from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.refine import (
     ER,
     HIO,
     RAAR,
-    AcceleratedER,
-    Bending,
     BreakTwins,
     CentreObjects,
     GradientDescent,
@@ -186,26 +186,6 @@ def test_projections_are_their_formulas(rng, step, formula):
     assert seen == 3
 
 
-def whole_grid_acceleration(density, support, measurement, count, smoothness):
-    """AcceleratedER as its formulas say, over the whole grid and all objects at once."""
-    current = ahead = density * support
-    bending = Bending.of(current, smoothness) if smoothness else None
-    rate = 1 if bending is None else 1 / (1 + 48 * bending.weight)
-    age = torch.zeros(len(current), 1, 1, 1, dtype=support.dtype)
-    for _ in range(count):
-        gap = ahead - measured_image(ahead, measurement)
-        chi2 = gap.abs().square().sum(AXES) / measurement.power
-        gap = gap * support
-        if bending is not None:
-            bending.add_gradient(ahead, gap)
-        following = ahead - rate * gap
-        uphill = (gap.conj() * (following - current)).real.sum(AXES, keepdim=True) > 0
-        age = torch.where(uphill, 0.0, age + 1)
-        ahead = following + age / (age + 3) * (following - current)
-        current = following
-    return current, chi2
-
-
 def boxed_problem(rng):
     """Return two crystals of different supports in the middle of the grid, and data that nothing fits."""
     shape = (20, 22, 25)
@@ -217,19 +197,6 @@ def boxed_problem(rng):
     fitted = torch.from_numpy(rng.random(shape) > 0.05)
     measurement = Measurement(torch.from_numpy(np.maximum(magnitude, 0)), fitted)
     return Objects(density, support, torch.zeros(2, dtype=torch.float64)), measurement
-
-
-@pytest.mark.parametrize("place", [(0, 0, 0), (10, -9, 3)], ids=["middle", "edge"])
-@pytest.mark.parametrize("smoothness", [0.0, 5.0])
-def test_acceleration_in_the_box_is_that_over_the_whole_grid(rng, smoothness, place):
-    objects, measurement = boxed_problem(rng)
-    inputs = objects.density.clone(), objects.support.clone()
-    density, chi2 = whole_grid_acceleration(*inputs, measurement, 12, smoothness)
-    # Magnitudes don't tell where an object is; a step must not either.
-    objects.density, objects.support = (v.roll(place, AXES) for v in inputs)
-    finish([AcceleratedER(12, smoothness)], objects, measurement)
-    torch.testing.assert_close(objects.density.roll([-s for s in place], AXES), density, rtol=0, atol=1e-6)
-    torch.testing.assert_close(objects.chi2, chi2, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0), (10, -9, 3)], ids=["middle", "edge"])
@@ -246,7 +213,7 @@ def test_projections_in_the_box_are_their_formulas(rng, step, formula, place):
 def test_no_iterations_change_nothing(rng):
     objects, measurement = random_problem(rng)
     before = objects.density.clone()
-    for step in (HIO(0), RAAR(0), ER(0), AcceleratedER(0)):
+    for step in (HIO(0), RAAR(0), ER(0), LBFGS(0)):
         finish([step], objects, measurement)
     assert torch.equal(objects.density, before)
 
@@ -286,28 +253,10 @@ def test_truth_is_a_fixed_point_of_every_projection():
     density = to_corner(torch.from_numpy(crystal_density(2, 2.0, (24, 24, 24)).astype(np.complex128)))
     support = (density.abs() > 0).double()[None]
     measurement = Measurement(torch.fft.fftn(density, norm="ortho").abs())
-    for step in (HIO(5), RAAR(5), ER(5), AcceleratedER(5)):
+    for step in (HIO(5), RAAR(5), ER(5), LBFGS(5)):
         objects = Objects(density[None].clone(), support, torch.zeros(1))
         finish([step], objects, measurement)
         torch.testing.assert_close(objects.density[0], density, rtol=0, atol=1e-6)
-
-
-def test_momentum_gets_further_in_as_many_iterations():
-    plain, measurement, _ = crystal_problem()
-    fast = copy.deepcopy(plain)
-    finish([ER(60)], plain, measurement)
-    finish([AcceleratedER(60)], fast, measurement)
-    settled = copy.deepcopy(fast)
-    finish([AcceleratedER(400)], settled, measurement)
-    floor = chi2_of(settled, measurement)
-    assert chi2_of(fast, measurement) - floor < 0.1 * (chi2_of(plain, measurement) - floor)
-
-
-def test_accelerated_chi2_is_that_of_the_amplitudes(rng):
-    objects, measurement = random_problem(rng)
-    before = chi2_of(objects, measurement)
-    finish([AcceleratedER(1)], objects, measurement)
-    torch.testing.assert_close(objects.chi2, before)
 
 
 @pytest.mark.parametrize("weighted", [(10.0, 0.0), (0.0, 0.05)])
@@ -350,15 +299,6 @@ def test_bending_of_an_object_without_an_interior_is_nothing(height):
     assert (gradient == 0).all()
 
 
-def test_smoothing_takes_noise_out_of_the_interior():
-    rough, measurement, truth = crystal_problem()
-    smooth = copy.deepcopy(rough)
-    finish([AcceleratedER(60)], rough, measurement)
-    finish([AcceleratedER(60, smoothness=100.0)], smooth, measurement)
-    errors = [quality.compare(to_centre(o.density[0]).numpy(), truth).phase_rmse for o in (rough, smooth)]
-    assert errors[1] < 0.5 * errors[0]
-
-
 RECIPE = [
     HIO(5, ceiling=1.2),
     RAAR(5),
@@ -366,7 +306,7 @@ RECIPE = [
     BreakTwins(),
     ER(3),
     CentreObjects(),
-    AcceleratedER(6, smoothness=10.0),
+    LBFGS(6, smoothness=10.0),
 ]
 
 
@@ -412,7 +352,7 @@ def test_held_out_voxels_do_not_touch_the_fit():
 def test_free_chi2_falls_as_the_fit_finds_the_crystal():
     objects, measurement, _ = crystal_problem(share=0.05)
     before = free_chi2(objects.density, measurement)
-    finish([AcceleratedER(40)], objects, measurement)
+    finish([LBFGS(40)], objects, measurement)
     assert free_chi2(objects.density, measurement) < 0.5 * before
 
 
