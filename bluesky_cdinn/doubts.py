@@ -111,12 +111,16 @@ def larger_body(density: Complex, support: Mask) -> tuple[Mask, float]:
 
     What a gap of up to two voxels divides counts as one: a crystal with a domain wall, or a crack.
     """
-    labels = np.where(support, connected(np.asarray(ndimage.binary_dilation(support), np.bool_)), 0)
-    power = np.bincount(labels[support], weights=np.abs(density[support]) ** 2, minlength=2)
+    box = around(support)
+    inside = support[box]
+    labels = connected(np.asarray(ndimage.binary_dilation(inside), np.bool_))
+    power = np.bincount(labels[inside], weights=np.abs(density[box][inside]) ** 2, minlength=2)
     if len(power) < 3:
         return support, 0.0
     second, first = np.sort(power)[-2:]
-    return labels == int(power.argmax()), float(second / first)
+    body = np.zeros_like(support)
+    body[box] = inside & (labels == int(power.argmax()))
+    return body, float(second / first)
 
 
 def unevenness(density: Complex, support: Mask) -> float:
@@ -124,8 +128,8 @@ def unevenness(density: Complex, support: Mask) -> float:
 
     1 where there is no inside, as for noise.
     """
-    inside = support & ~surface_voxels(support)
-    amplitude = np.abs(density[inside])
+    box = around(support)
+    amplitude = np.abs(density[box][support[box] & ~surface_voxels(support[box])])
     if len(amplitude) < 2:
         return 1.0
     return float(amplitude.std() / amplitude.mean())
@@ -138,13 +142,17 @@ def halo(density: Complex, support: Mask) -> float:
     """
     if not support.any():
         return 1.0
-    # Of a box with a margin, as the support is a small part of its grid.
-    places = [np.flatnonzero(support.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    box = tuple(slice(max(p[0] - 2, 0), p[-1] + 3) for p in places)
+    box = around(support)
     power, inside = np.abs(density[box]) ** 2, support[box]
     near = float((power * ndimage.binary_dilation(inside)).sum(dtype=np.float64))
     whole = float(np.vdot(density, density).real)
     return max(whole - near, 0.0) / float((power * surface_voxels(inside)).sum(dtype=np.float64))
+
+
+def around(support: Mask) -> tuple[slice, ...]:
+    """Return the box of a support with two voxels around it, as far as the grid goes."""
+    places = [np.flatnonzero(support.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return tuple(slice(max(p[0] - 2, 0), p[-1] + 3) if len(p) else slice(0, 0) for p in places)
 
 
 def confidence(found: Signs) -> float:
