@@ -133,9 +133,9 @@ def strained(name: str, seed: int, rng: np.random.Generator) -> Case:
 
 
 def undersampled(name: str, seed: int, rng: np.random.Generator) -> Case:
-    """Return 1.5 to 2.2 voxels a fringe along each axis."""
+    """Return 1.3 to 2.2 voxels a fringe along each axis."""
     phase_range, counts = _drawn(rng)
-    density = crystal_density(seed, phase_range, (1.5, 2.2))
+    density = crystal_density(seed, phase_range, (1.3, 2.2))
     return measured(name, "undersampled", density, counts, rng, {"phase_range_rad": phase_range})
 
 
