@@ -254,6 +254,7 @@ def update(
         seed = options.seed + len(known)
         searching = options.model_copy(update={"seed": seed})
         solution = pipeline.solve(posed, searching, watch, warm, full=False)
+        posed = solution.posed
         with watch.stage("judge"):
             numbers = pipeline.judge(solution.best, solution.finalists, posed.working.measurement)
             chi2 = fit(solution.best, posed.working.measurement)
@@ -376,8 +377,9 @@ def central_part(volume: DiffractionVolume, most: int = MOST_VOXELS) -> Diffract
 
 def fit(objects: Objects, measurement: Measurement) -> float:
     """Return chi2 of the first object on what is fitted."""
-    field = torch.fft.fftn(objects.density[:1], dim=AXES, norm="ortho")
-    return float(amplitude_loss(field, measurement.magnitude, measurement.fitted)[0])
+    power = torch.fft.fftn(objects.density[:1], dim=AXES, norm="ortho").abs().square()
+    expected = measurement.expected(power).sqrt()
+    return float(amplitude_loss(expected, measurement.magnitude, measurement.fitted)[0])
 
 
 def fineness(

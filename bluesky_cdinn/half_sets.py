@@ -55,7 +55,8 @@ def half_sets(objects: Objects, measurement: Measurement, measured: Sequence[flo
         one = objects.keep(torch.tensor([number], device=objects.density.device))
         magnitude = torch.from_numpy(np.sqrt(half)).to(measurement.magnitude.device)
         start = Objects.start(one.density / np.sqrt(2), one.support)
-        problem = Measurement(to_corner(magnitude), measurement.fitted)
+        seen = None if measurement.detection is None else measurement.detection.thinned(0.5)
+        problem = Measurement(to_corner(magnitude), measurement.fitted, detection=seen)
         for _ in run([LBFGS(ITERATIONS)], start, problem):
             pass
         densities.append(to_centre(start.density)[0].cpu().numpy())

@@ -6,7 +6,7 @@ iterations on each finer level.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -283,7 +283,7 @@ def settle(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     """Fit objects to the held-out voxels too, once those have judged them."""
     if measurement.fitted is None or measurement.held_out is None:
         return objects
-    everything = Measurement(measurement.magnitude, measurement.fitted | measurement.held_out)
+    everything = replace(measurement, fitted=measurement.fitted | measurement.held_out)
     for state in run([LBFGS(8, SMOOTHNESS / 4)], objects, everything):
         watch(state)
     return objects

@@ -20,10 +20,17 @@ from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.doubts import confidence, doubts, larger_body, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
-from bluesky_cdinn.forward import amplitude_loss, poisson_deviance, propagate, to_centre
+from bluesky_cdinn.forward import AXES, poisson_deviance, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
 from bluesky_cdinn.half_sets import half_sets
+from bluesky_cdinn.imperfections import (
+    blur_of,
+    blurred,
+    fitted_with_background,
+    searched_again,
+    seen_alike,
+)
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.physical import lattice_parameters, physical_result, table_of_facets
@@ -189,7 +196,7 @@ def reconstruct(
             volume = check_edges(volume)
             posed = pose(padded(centred, roll), options, device)
         solution = solve(posed, options, watch, None if warm is None else warm.known(posed, centred))
-        best = solution.best
+        best, posed = solution.best, solution.posed
         if keep is not None and options.refine and phasing.agreement(solution.finalists) > phasing.AGREED:
             keep(WarmStart.of(solution.finalists, posed, centred))
         with watch.stage("judge"):
@@ -199,7 +206,8 @@ def reconstruct(
             if options.refine:
                 best = phasing.settle(best, posed.full, watch)
             best = unpadded(best, centred.intensity.shape)
-            chi2, slices = misfit(best, centred), compared_slices(best, centred)
+            expected = expected_counts(best, posed.full, centred)
+            chi2, slices = misfit(expected, centred), compared_slices(expected, centred)
             halves = halved(solution.finalists, posed, centred, options.seed)
     density, support = quality.canonical(
         to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
@@ -269,6 +277,8 @@ class Solution:
         On the working grid, the best first.
     best
         On the full grid.
+    posed
+        What was phased, and how its voxels count the objects' far field.
     origin
         Where they started from, as `parameters` records it.
     guess_chi2
@@ -277,6 +287,7 @@ class Solution:
 
     finalists: Objects
     best: Objects
+    posed: Posed
     origin: dict[str, Any]
     guess_chi2: float | None = None
 
@@ -305,12 +316,14 @@ def solve(
         Whether the best object is fitted to the full grid too; else, while a scan runs, it stays on the
         working one.
     """
-    problem, known = posed.working, None
+    problem, known, believed = posed.working, None, posed.working
     if warm is not None and options.refine:
-        known = refined(warm.objects, problem, problem.levels[-1:], watch)
-        fits = over_noise(known, problem.measurement) <= warm.most_misfit
+        if options.imperfections:
+            believed = blurred(problem, blur_of(warm.objects, problem))
+        known, believed = refined(warm.objects, believed, problem.levels[-1:], options, watch)
+        fits = over_noise(known, believed.measurement) <= warm.most_misfit
         if fits and phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
-            return finished(known, posed if full else None, dict(warm.origin), watch)
+            return finished(known, replace(posed, working=believed), dict(warm.origin), watch, full=full)
     generator = torch.Generator().manual_seed(options.seed)
     with watch.stage("starts"):
         start = start_named("autocorrelation" if options.start == "network" else options.start)
@@ -319,44 +332,61 @@ def solve(
         if not options.refine:
             objects = (guess or start)(posed.full if full else problem.measurement, 1, generator)
             origin = {"found_from": "network" if guess else "classical", **weights}
-            return Solution(objects, objects, origin, float(objects.chi2[0]) if guess else None)
-        found = phasing.search(problem, start, options.starts, generator, watch, guess)
+            return Solution(objects, objects, posed, origin, float(objects.chi2[0]) if guess else None)
+
+        def search(problem: phasing.Problem) -> phasing.Found:
+            return phasing.search(problem, start, options.starts, generator, watch, guess)
+
+        found = search(problem)
+        if options.imperfections:
+            problem, found = searched_again(problem, found, search)
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
-    objects = refined(objects, problem, problem.levels[1:], watch)
+    objects, problem = refined(objects, problem, problem.levels[1:], options, watch)
     origin = {"found_from": found.start, **weights}
     if known is not None and warm is not None and phasing.agreement(known) >= phasing.agreement(objects):
         # Objects of one start may agree on what is wrong: those that fit worse are left.
         limit = max(warm.most_misfit, over_noise(objects, problem.measurement))
-        if over_noise(known, problem.measurement) <= limit:
-            objects, origin = known, dict(warm.origin)
-    return finished(objects, posed if full else None, origin, watch, found.guess_chi2)
+        if over_noise(known, believed.measurement) <= limit:
+            objects, problem, origin = known, believed, dict(warm.origin)
+    return finished(objects, replace(posed, working=problem), origin, watch, found.guess_chi2, full=full)
 
 
 def refined(
-    objects: Objects, problem: phasing.Problem, levels: Sequence[phasing.Shape], watch: Watch
-) -> Objects:
-    """Take objects up the levels and fit them to the end; the best first."""
+    objects: Objects,
+    problem: phasing.Problem,
+    levels: Sequence[phasing.Shape],
+    options: ReconstructionOptions,
+    watch: Watch,
+) -> tuple[Objects, phasing.Problem]:
+    """Take objects up the levels and fit them to the end, the best first; and what the problem came to."""
     with watch.stage("projections"):
         for level in levels:
             objects = phasing.climb(objects, problem, level, watch)
     with watch.stage("polish"):
         objects = phasing.polish(objects, problem.measurement, watch)
-    return objects.keep(objects.chi2.argsort())
+        if options.imperfections:
+            problem = fitted_with_background(objects, problem, watch)
+    return objects.keep(objects.chi2.argsort()), problem
 
 
 def finished(
     objects: Objects,
-    posed: Posed | None,
+    posed: Posed,
     origin: dict[str, Any],
     watch: Watch,
     guess_chi2: float | None = None,
+    *,
+    full: bool,
 ) -> Solution:
     """Fit the best object to the full grid too, unless that is left for later."""
     best = objects.keep(torch.arange(1))
-    if posed is not None and posed.working.measurement is not posed.full:
+    if posed.working.measurement.magnitude is posed.full.magnitude:
+        posed = replace(posed, full=posed.working.measurement)
+    elif full:
+        posed = replace(posed, full=seen_alike(posed.full, posed.working.measurement))
         with watch.stage("polish"):
             best = phasing.finish(best, posed.full, watch)
-    return Solution(objects, best, origin, guess_chi2)
+    return Solution(objects, best, posed, origin, guess_chi2)
 
 
 def network_guess(
@@ -378,10 +408,8 @@ def network_guess(
 
 def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any]:
     """Return free_llk and, from several finalists, their agreement and PRTF."""
-    field = propagate(to_centre(best.density))
-    counts = to_centre(full.magnitude).square()
-    held_out = None if full.held_out is None else to_centre(full.held_out)
-    deviance = poisson_deviance(field.abs().square(), counts, held_out)
+    expected = full.expected(torch.fft.fftn(best.density, dim=AXES, norm="ortho").abs().square())
+    deviance = poisson_deviance(expected, full.magnitude.square(), full.held_out)
     numbers: dict[str, Any] = {"free_llk": float(deviance[0])}
     if len(finalists.density) > 1:
         first, *others = to_centre(finalists.density).cpu().numpy()
@@ -392,18 +420,25 @@ def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any
     return numbers
 
 
-def misfit(best: Objects, volume: DiffractionVolume) -> float:
-    """Return chi2 of the first object on all valid voxels of the volume."""
-    field = propagate(to_centre(best.density[:1]))
-    magnitude = np.sqrt(np.where(volume.valid, volume.intensity, 0).clip(0))
-    valid = torch.tensor(volume.valid, device=field.device)
-    return float(amplitude_loss(field, torch.from_numpy(magnitude).to(field.device), valid)[0])
+def expected_counts(best: Objects, full: Measurement, volume: DiffractionVolume) -> NDArray[np.float32]:
+    """Return the counts to expect of the first object, on the volume's own grid."""
+    field = torch.fft.fftn(best.density[0], dim=AXES, norm="ortho")
+    power = field.real.square().add_(field.imag.square())
+    if full.detection is not None:
+        power = full.detection.window(volume.intensity.shape).expected(power)
+    return to_centre(power).cpu().numpy()
 
 
-def compared_slices(best: Objects, volume: DiffractionVolume) -> NDArray[np.float32]:
-    """Return central slices of what was measured and of the first object's intensity."""
-    model = propagate(to_centre(best.density[:1])).abs().square()[0].cpu().numpy()
-    return intensity_slices(volume.intensity, volume.valid, model)
+def misfit(expected: NDArray[np.float32], volume: DiffractionVolume) -> float:
+    """Return chi2 of the counts to expect on all valid voxels of the volume."""
+    counts = volume.intensity[volume.valid].clip(0)
+    gap = np.sqrt(expected[volume.valid]) - np.sqrt(counts)
+    return float(np.sum(gap**2, dtype=np.float64) / counts.sum(dtype=np.float64))
+
+
+def compared_slices(expected: NDArray[np.float32], volume: DiffractionVolume) -> NDArray[np.float32]:
+    """Return central slices of what was measured and of what was to be expected."""
+    return intensity_slices(volume.intensity, volume.valid, expected)
 
 
 def halved(finalists: Objects, posed: Posed, volume: DiffractionVolume, seed: int) -> HalfSets | None:

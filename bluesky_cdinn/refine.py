@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.forward import AXES, amplitude_loss, poisson_deviance
 from bluesky_cdinn.support import TINY, below_ceiling, gaussian_blur, largest, modulus, typical_amplitude
 from bluesky_cdinn.support_box import SupportBox
@@ -39,12 +40,15 @@ class Measurement:
     filled
         Counts with an estimate where nothing was measured, float32 (n0, n1, n2), for the autocorrelation;
         None where all was.
+    detection
+        How the voxels count the objects' far field; None where they count ``abs(F)**2``.
     """
 
     magnitude: Tensor
     fitted: Tensor | None = None
     held_out: Tensor | None = None
     filled: Tensor | None = None
+    detection: Detection | None = None
 
     def __post_init__(self) -> None:
         self.unfitted = None if self.fitted is None else (~self.fitted).to(self.magnitude.dtype)
@@ -61,11 +65,17 @@ class Measurement:
         """Counts, or the estimate of them where they were not measured."""
         return self.magnitude.square() if self.filled is None else self.filled
 
+    def expected(self, power: Tensor) -> Tensor:
+        """Return the counts to expect of ``abs(F)**2``, float (..., n0, n1, n2)."""
+        return power if self.detection is None else self.detection.expected(power)
+
     def impose(self, field: Tensor, starts: slice = slice(None)) -> Tensor:
         """Give a field the measured magnitudes in place, keeping its phases and what was not measured.
 
         ``starts`` says which it is of, where each has a measurement of its own.
         """
+        if self.detection is not None:
+            return self.detection.impose(field, self.magnitude, self.fitted)
         target, unfitted = self.target, self.unfitted
         if target.ndim > 3:
             target, unfitted = target[starts], None if unfitted is None else unfitted[starts]

@@ -35,6 +35,10 @@ class ReconstructionOptions(_Section):
         default=None, description="The network's weights, a safetensors file; None: those that ship."
     )
     refine: bool = Field(default=True, description="Refine the start; False returns the start itself.")
+    imperfections: bool = Field(
+        default=True,
+        description="Look for partial coherence, a background and frames of another scale, and fit them.",
+    )
     starts: int = Field(
         default=4, ge=1, le=64, description="Independent starts, computed in one batch and compared."
     )

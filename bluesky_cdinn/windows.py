@@ -47,7 +47,8 @@ def measurement_window(measurement: Measurement, shape: Sequence[int]) -> Measur
         None if array is None else windowed(array, shape)
         for array in (fitted, measurement.held_out, measurement.filled)
     ]
-    return Measurement(windowed(measurement.magnitude, shape), *cut)
+    seen = None if measurement.detection is None else measurement.detection.window(shape)
+    return Measurement(windowed(measurement.magnitude, shape), *cut, seen)
 
 
 def objects_on(objects: Objects, shape: Sequence[int]) -> Objects:
