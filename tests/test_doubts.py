@@ -3,10 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from crystals import crystal_density
+from crystals import crystal_density, far_field
 
 from bluesky_cdinn import quality
-from bluesky_cdinn.doubts import Signs, confidence, doubts, halo, larger_body, signs, unevenness
+from bluesky_cdinn.doubts import Signs, confidence, doubts, halo, larger_body, signs, signs_of, unevenness
+from bluesky_cdinn.pipeline import reconstruct
+from bluesky_cdinn.records import DiffractionVolume
+from bluesky_cdinn.report import warning_lines
 
 GOOD = Signs(
     unevenness=0.01, halo=0.0002, spread_rad=0.005, chi2=0.001, misfit=1.5, photons=500.0, second_body=0.0
@@ -144,3 +147,15 @@ def test_what_is_probably_wrong_is_told_first_whatever_the_cause():
     (line,) = doubts(poor)
     assert line.startswith(f"doubtful: confidence {confidence(poor):.2f}")
     assert doubts(replace(poor, unevenness=0.2))[0].startswith("doubtful")
+
+
+def test_a_pattern_of_two_crystals_is_told_in_the_result_and_neither_is_lost():
+    one, other = (crystal_density(seed, 1.0, (48, 48, 48), oversampling=5.0) for seed in (3, 4))
+    density = np.roll(one, -9, 1) + 0.7 * np.roll(other, 9, 1)
+    density *= np.sqrt(1e5) / np.abs(far_field(density)).max()
+    counts = np.random.default_rng(0).poisson(np.abs(far_field(density)) ** 2).astype(np.float32)
+    result = reconstruct(DiffractionVolume(counts, np.ones(counts.shape, bool)))
+    assert quality.compare(result.density, density).iou > 0.9
+    assert any(line.startswith("two crystals") for line in warning_lines(result))
+    assert 0.1 < result.scalars["second_body"] < 1
+    assert confidence(signs_of(result.scalars, result.chi2)) == pytest.approx(result.confidence)
