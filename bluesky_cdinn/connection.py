@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from bluesky_cdinn.errors import StoreUnavailable
 from bluesky_cdinn.settings import TiledSettings
 from bluesky_cdinn.spool import Kind
 
+TRUST_S = 3.0
+"""What Tiled has just said is believed for so long, while something listens at its address."""
+
 
 class Connection:
     """The client of the server that the settings name, made when first needed and again when it was lost."""
@@ -27,6 +31,8 @@ class Connection:
         self._embedded = EmbeddedServer(settings.directory, settings.readable_storage) if embedded else None
         self._root: Any = None
         self._address: Address | None = None
+        self._trusted_until = 0.0
+        self._found: dict[str, Any] = {}
         self._lock = threading.RLock()
 
     def address(self) -> Address:
@@ -41,7 +47,13 @@ class Connection:
         address = self._address
         if address is None:
             return False
-        return address.lets_in() if self._embedded is not None else address.answers()
+        # To ask takes a hundred times what it takes to knock, and for a scan it is done a dozen times.
+        if time.monotonic() < self._trusted_until and address.listens():
+            return True
+        self._found = {}
+        there = address.lets_in() if self._embedded is not None else address.answers()
+        self._trusted_until = time.monotonic() + TRUST_S if there else 0.0
+        return there
 
     def container(self, kind: Kind) -> Any:
         """Return the client of one kind of runs, its container made if there is none.
@@ -63,8 +75,12 @@ class Connection:
         """
         with self._lock:
             node = self._connect()
+            if (found := self._found.get(path)) is not None:
+                return found.new_variation()
             try:
-                return _made(node, path.split("/"), specs)
+                found = self._found[path] = _made(node, path.split("/"), specs)
+                # A copy each: what a client remembers of its container is of the moment.
+                return found.new_variation()
             except (httpx.HTTPError, LookupError, ValueError) as error:
                 raise StoreUnavailable(
                     f"Tiled at {self._name()} doesn't give the container {path!r}: {error}"
@@ -73,14 +89,14 @@ class Connection:
     def close(self) -> None:
         """Forget the client, and stop the embedded server if this process started it."""
         with self._lock:
-            self._root = None
+            self._root, self._found, self._trusted_until = None, {}, 0.0
             if self._embedded is not None:
                 self._embedded.close()
 
     def _connect(self) -> Any:
         if self._root is not None and self.answers():
             return self._root
-        self._root = None
+        self._root, self._found = None, {}
         try:
             self._root, self._address = self._open()
         except (httpx.HTTPError, OSError, ProfileNotFound) as error:
@@ -91,6 +107,7 @@ class Connection:
                 f"Tiled at {self._name()} doesn't let this session in: give a key in CDINN_TILED__API_KEY "
                 f"({str(error).strip().partition(chr(10))[0]})"
             ) from error
+        self._trusted_until = time.monotonic() + TRUST_S
         return self._root
 
     def _open(self) -> tuple[Any, Address]:

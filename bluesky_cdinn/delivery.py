@@ -229,7 +229,9 @@ def deliver(container: Any, uid: str, documents: Iterable[Document], *, every_ar
         take_away(runs, uid)
     head, rest = _up_to_data(documents)
     largest = 0 if every_array else MAX_ARRAY_SIZE
-    writer = TiledWriter(container, max_array_size=largest, batch_size=_batch_size(head))
+    # As the writer makes it of a client, but for asking Tiled once more about what has no data of its own.
+    described = container.new_variation(include_data_sources=True)
+    writer = TiledWriter(described, max_array_size=largest, batch_size=_batch_size(head))
     for name, document in chain(head, rest):
         writer(name, document)
 

@@ -6,6 +6,7 @@ The server is a child process, so that its work never holds the interpreter of a
 import contextlib
 import json
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +54,16 @@ class Address:
     def lets_in(self, timeout_s: float = 2.0) -> bool:
         """Whether the server that is there now is the one that the key is for."""
         return "data" in self._ask("/metadata/", timeout_s)
+
+    def listens(self, timeout_s: float = 2.0) -> bool:
+        """Whether anybody takes connections there now, without a word to whom."""
+        url = httpx.URL(self.uri)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            socket.create_connection((url.host, port), timeout_s).close()
+        except OSError:
+            return False
+        return True
 
     def _ask(self, path: str, timeout_s: float) -> Mapping[str, Any]:
         """Return what the server says; nothing where it is down, refuses, or is no Tiled server."""

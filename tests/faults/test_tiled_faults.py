@@ -11,11 +11,12 @@ from scans import assert_whole, rocking, watch
 from tiled.client import utils as tiled_utils
 from valve import Valve
 
-from bluesky_cdinn import delivery
+from bluesky_cdinn import connection, delivery
 from bluesky_cdinn.callbacks import LiveReconstruction
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.embedded import SERVER_FILE, Address, EmbeddedServer
 from bluesky_cdinn.errors import StoreUnavailable
+from bluesky_cdinn.failure import failed_reconstruction
 from bluesky_cdinn.settings import Settings, TiledSettings
 from bluesky_cdinn.spool import spooled_runs
 
@@ -164,6 +165,32 @@ def test_a_tiled_that_hangs_holds_up_no_scan(RE, through, valve, make_worker):
     catalog.close()
     assert time.monotonic() - began < 30
     assert len(spooled_runs(through.spool)) == 2
+
+
+def test_tiled_is_not_asked_time_and_again_whether_it_is_there(through, valve, monkeypatch):
+    asked = []
+
+    def note(method, path, body):
+        asked.append((method, path.partition("?")[0]))
+        return "pass"
+
+    monkeypatch.setattr(connection, "TRUST_S", 60.0)
+    with Catalog(through) as catalog:
+        assert len(catalog.processed) == len(catalog.raw) == 0
+        valve.verdict = note
+        uid = catalog.store(failed_reconstruction({"uid": "a", "time": 1.0}, "no peak"))
+        assert catalog.flush(60)
+        # Is it there, make it, end it, close its stream.
+        assert [method for method, _ in asked] == ["GET", "POST", "PATCH", "DELETE"]
+        assert {path.rpartition("/")[2] for method, path in asked if method != "POST"} == {uid}
+        assert uid in catalog.processed
+        # Each gets one of its own: how many there are a client remembers for a while.
+        assert len(catalog.processed) == 1
+        valve.shut()
+        with pytest.raises(StoreUnavailable):
+            catalog.processed  # noqa: B018
+        valve.open()
+        assert uid in catalog.processed
 
 
 class Stranger(BaseHTTPRequestHandler):
