@@ -6,19 +6,86 @@ shared by both; few iterations suffice, for noise enters faster than structure.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bluesky_cdinn import quality
-from bluesky_cdinn.forward import propagate, to_centre, to_corner
+from bluesky_cdinn.detection import Detection
+from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
 from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.refine import Measurement, Objects, run
 from bluesky_cdinn.resolution import HalfSets
+from bluesky_cdinn.support_box import SupportBox
 
 ITERATIONS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Boxed:
+    """Objects without the empty part of their grids, which is most of it.
+
+    Parameters
+    ----------
+    density
+        complex64 ``(starts, *sides)``.
+    support
+        float32, the same shape.
+    box
+        Their place in the grids.
+    shape
+        Of the grids.
+    """
+
+    density: Tensor
+    support: Tensor
+    box: SupportBox
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, objects: Objects) -> "Boxed":
+        """Return objects, which are zero outside their supports, cut out."""
+        box = SupportBox.of(objects.support)
+        shape = objects.support.shape[1:]
+        return cls(box.cut(objects.density), box.cut(objects.support), box, shape)
+
+    def whole(self, number: int, scale: float = 1.0) -> Objects:
+        """Return one of the objects on its grid, times a number."""
+        one = slice(number, number + 1)
+        density = self.density.new_zeros((1, *self.shape))
+        support = self.support.new_zeros((1, *self.shape))
+        self.box.paste(self.density[one] * scale, density)
+        self.box.paste(self.support[one], support)
+        return Objects(density, support, torch.full((1,), torch.nan, device=density.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What half-sets need of a measurement.
+
+    Parameters
+    ----------
+    counts
+        float32 (n0, n1, n2), origin at n // 2.
+    fitted
+        bool, the same shape, origin at index 0; None where all are.
+    detection
+        As `refine.Measurement` has it.
+    """
+
+    counts: NDArray[np.float32]
+    fitted: Tensor | None
+    detection: Detection | None
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> "Counted":
+        """Return the counts of a measurement."""
+        counts = to_centre(measurement.magnitude).square_().cpu().numpy()
+        return cls(counts, measurement.fitted, measurement.detection)
 
 
 def thinned(
@@ -29,47 +96,72 @@ def thinned(
     What is not whole, after a flat field or on another grid, is first rounded up or down by chance, so that
     the halves differ by as much as counts do.
     """
-    whole = np.floor(counts + rng.random(counts.shape, dtype=np.float32)).astype(np.int64)
-    half = rng.binomial(whole, 0.5)
-    return half.astype(np.float32), (whole - half).astype(np.float32)
+    whole = np.floor(counts + rng.random(counts.shape, dtype=np.float32))
+    half = np.empty_like(whole)
+    # Frame by frame: the whole numbers that are drawn take twice the memory.
+    for frame, part in zip(whole, half, strict=True):
+        number = frame.astype(np.int64)
+        dealt = rng.binomial(number, 0.5)
+        part[...], frame[...] = dealt, number - dealt
+    return half, whole
 
 
-def half_sets(objects: Objects, measurement: Measurement, measured: Sequence[float], seed: int) -> HalfSets:
+def half_sets(objects: Boxed, counted: Counted, measured: Sequence[float], seed: int) -> HalfSets:
     """Fit two objects each to its own half of the counts.
 
     Parameters
     ----------
     objects
         Two or more that agree; the first two are taken.
-    measurement
+    counted
         On their grid.
     measured
         Share of each axis of the grid that the detector's volume fills; the rest is padding.
     seed
         Of the dealing.
     """
-    counts = to_centre(measurement.magnitude).square().cpu().numpy()
-    halves = thinned(counts, np.random.default_rng(seed))
-    densities = []
-    for number, half in enumerate(halves):
-        one = objects.keep(torch.tensor([number], device=objects.density.device))
-        magnitude = torch.from_numpy(np.sqrt(half)).to(measurement.magnitude.device)
-        start = Objects.start(one.density / np.sqrt(2), one.support)
-        seen = None if measurement.detection is None else measurement.detection.thinned(0.5)
-        problem = Measurement(to_corner(magnitude), measurement.fitted, detection=seen)
-        for _ in run([LBFGS(ITERATIONS)], start, problem):
-            pass
-        densities.append(to_centre(start.density)[0].cpu().numpy())
-    first, second = densities
-    second = quality.align(second, first).astype(np.complex64)
-    fields = propagate(torch.from_numpy(np.stack([first, second]))).numpy()
-    fitted = np.ones(counts.shape, np.bool_)
-    if measurement.fitted is not None:
-        fitted = to_centre(measurement.fitted).cpu().numpy()
+    counts = counted.counts
+    dealt = list(thinned(counts, np.random.default_rng(seed)))
+    # Each half goes as soon as it is fitted: whole grids are large.
+    first, second = (fitted_to(dealt.pop(0), objects, number, counted) for number in range(2))
+    second = quality.align(second, first).astype(np.complex64, copy=False)
     inner = [round(n * share) for n, share in zip(counts.shape, measured, strict=True)]
     window = window_on_grid(counts.shape, inner)
-    return HalfSets(
-        (fields * fitted)[(slice(None), *window)],
-        (counts * fitted)[window],
-        float(objects.support[0].sum()) / np.count_nonzero(fitted),
-    )
+    fitted = None if counted.fitted is None else counted.fitted.cpu()
+    fields = np.empty((2, *inner), np.complex64)
+    for place, density in enumerate((first, second)):
+        whole = torch.fft.fftn(torch.from_numpy(density), norm="ortho")
+        if fitted is not None:
+            whole.mul_(fitted)
+        fields[place] = to_centre(whole).numpy()[window]
+    seen = counts[window] if fitted is None else counts[window] * to_centre(fitted).numpy()[window]
+    known = counts.size if fitted is None else int(fitted.sum())
+    return HalfSets(fields, seen, float(objects.support[0].sum()) / known)
+
+
+def fitted_to(
+    half: NDArray[np.float32], objects: Boxed, number: int, counted: Counted
+) -> NDArray[np.complex64]:
+    """Return one of the objects fitted to half of the counts.
+
+    Parameters
+    ----------
+    half
+        float32 (n0, n1, n2), origin at n // 2.
+    objects, number
+        As in `half_sets`, and which of them.
+    counted
+        All counts.
+
+    Returns
+    -------
+    NDArray
+        complex64 (n0, n1, n2), origin at index 0.
+    """
+    start = objects.whole(number, 0.5**0.5)
+    magnitude = to_corner(torch.from_numpy(half)).sqrt_().to(start.density.device)
+    del half
+    seen = None if counted.detection is None else counted.detection.thinned(0.5)
+    for _ in run([LBFGS(ITERATIONS)], start, Measurement(magnitude, counted.fitted, detection=seen)):
+        pass
+    return start.density[0].cpu().numpy()

@@ -57,7 +57,7 @@ class LBFGS:
         # The inverse of the gradient's Lipschitz constant: 1 for chi2, 16 an axis for second differences.
         rate = torch.ones_like(inside[:, :1, :1, :1]) if bending is None else 1 / (1 + 48 * bending.weight)
         # Zero outside the box, and stays so.
-        density = torch.zeros_like(objects.density)
+        density = objects.density.zero_()
         box.paste(current, density)
         history: deque[Step] = deque(maxlen=self.MEMORY)
         last: Taken | None = None

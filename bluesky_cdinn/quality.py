@@ -138,21 +138,26 @@ def align(candidate: Complex, reference: Complex, *, twins: bool = True, ramps: 
     NDArray
         The candidate, moved, its scale unchanged.
     """
-    goal, best = _transform(reference), 0.0
-    spectrum = found = _transform(candidate)
-    offset, turn = (0.0, 0.0, 0.0), 1.0 + 0j
-    for mirrored in (False, True) if twins else (False,):
-        if ramps:
-            spectrum = _transform(_remove_ramp(twin(candidate) if mirrored else candidate, reference))
-        elif mirrored:
-            # That of the twin, but for its place.
-            spectrum = np.conj(spectrum)
-        moved_by, overlap = _registered(spectrum, goal)
-        if abs(overlap) > best:
-            found, best, offset, turn = spectrum, abs(overlap), moved_by, overlap / abs(overlap)
-    del goal, spectrum
-    moved = _moved(found, offset)
-    moved *= np.asarray(turn, dtype=moved.dtype)
+    goal, versions = _transform(reference), (False, True) if twins else (False,)
+    if ramps:
+        flat = [_remove_ramp(twin(candidate) if mirrored else candidate, reference) for mirrored in versions]
+        found = [_registered(_transform(version), goal) for version in flat]
+        best = int(np.argmax([abs(overlap) for _, overlap in found]))
+        spectrum = _transform(flat[best])
+    else:
+        spectrum, found = _transform(candidate), []
+        for mirrored in versions:
+            if mirrored:
+                # That of the twin, but for its place.
+                np.conj(spectrum, out=spectrum)
+            found.append(_registered(spectrum, goal))
+        best = int(np.argmax([abs(overlap) for _, overlap in found]))
+        if versions[best] is not versions[-1]:
+            np.conj(spectrum, out=spectrum)
+    del goal
+    offset, overlap = found[best]
+    moved = _moved(spectrum, offset)
+    moved *= np.asarray(np.exp(1j * np.angle(overlap)), dtype=moved.dtype)
     return moved
 
 
