@@ -8,7 +8,8 @@ rate: points a second of a rocking scan with the live callback against the same 
 for frames in events and in an HDF5 stream, as fast as the devices go and at 20 ms a point; and the CPU time
 that the session's process spends beside the RunEngine's thread, which other load blurs less. latency: from
 the raw stop document to the result, and to both runs in Tiled, with and without updates during the scan.
-memory: the RunEngine's process over a series of short scans. The tables go to results/live.md.
+memory: the RunEngine's process over a series of short scans. The tables go to results/live.md,
+where those of other parts stay.
 """
 
 # ruff: noqa: E402
@@ -253,14 +254,28 @@ def main() -> None:
         "latency": lambda folder: latency_rows(args.latencies, folder),
         "memory": lambda folder: memory_rows(args.scans, folder),
     }
-    written = [f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n"]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.\n"
+    written = []
     for part in args.parts:
         title, head = PARTS[part]
         with tempfile.TemporaryDirectory() as folder:
             rows = run[part](Path(folder))
-        written.append(f"## {title.format(**vars(args))}\n\n{table(head, rows)}")
-    TABLES.write_text("\n".join(["# What following a scan costs\n", *written]))
+        written.append(f"{title.format(**vars(args))}\n\n{table(head, rows)}")
+    written += [
+        section for section in sections() if not section.startswith(tuple(map(beginning, args.parts)))
+    ]
+    TABLES.write_text("\n## ".join([f"# What following a scan costs\n\n{machine}", *written]))
     print(TABLES.read_text())
+
+
+def sections() -> list[str]:
+    """Return what the file of results holds, a part each."""
+    return [section.rstrip() + "\n" for section in TABLES.read_text().split("\n## ")[1:]]
+
+
+def beginning(part: str) -> str:
+    """Return how a part's title begins, whatever it was measured on."""
+    return PARTS[part][0].partition("{")[0].partition(",")[0]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The orders of a backfill given out: each claimed first, and tried again where its process died.
 
-Who carries them out asks for the next one when it has a hand free. So a stop has nothing to take back: what
-runs is finished, the rest was never begun.
+Who carries them out asks for the next one when it has a hand free, or is about to. So a stop has at most one
+order to take back: what runs is finished, the rest was never begun.
 """
 
 import logging
@@ -67,9 +67,14 @@ class Campaign:
         self._claims.__exit__(*exc_info)
 
     @property
+    def stopped(self) -> bool:
+        """Whether nothing is to be begun any more."""
+        return self._stop()
+
+    @property
     def over(self) -> bool:
         """Whether no order will be given out any more."""
-        return self._stop() or not (self._waiting or self._others)
+        return self.stopped or not (self._waiting or self._others)
 
     def next(self) -> Order | Outcome | None:
         """Return an order to be carried out, how one ended that needs no carrying out, or None for now."""
@@ -89,6 +94,11 @@ class Campaign:
         if outcome.delivered:
             self._claims.release(outcome.raw_uid)
         return outcome
+
+    def put_back(self, order: Order) -> None:
+        """Take back an order that nobody has begun, and let go of its scan."""
+        self._claims.release(order.raw_uid)
+        self._waiting.appendleft(order)
 
     def died(self, order: Order) -> Outcome | None:
         """Take note that the process died which carried an order out; None if it is tried again."""

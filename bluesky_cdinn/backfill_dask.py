@@ -77,30 +77,42 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
     """
     text = portable(campaign.catalog.settings)
     running: dict[Any, Order] = {}
+    # Claimed while all are busy, so that who gets free needs not wait for Tiled.
+    ready: Order | None = None
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    while running or not campaign.over:
-        while len(running) < _workers(client):
-            given = campaign.next()
-            if given is None:
-                break
-            if isinstance(given, Outcome):
-                yield given
+
+    def send() -> None:
+        nonlocal ready
+        if ready is not None and len(running) < _workers(client) and not campaign.stopped:
+            future = client.submit(work, text, json.dumps(asdict(ready)), pure=False)
+            running[future], ready = ready, None
+            future.add_done_callback(ended.put)
+
+    try:
+        while running or (ready is not None and not campaign.stopped) or not campaign.over:
+            while ready is None and (given := campaign.next()) is not None:
+                if isinstance(given, Outcome):
+                    yield given
+                else:
+                    ready = given
+                    send()
+            send()
+            try:
+                future = ended.get(timeout=POLL_S)
+            except queue.Empty:
                 continue
-            future = client.submit(work, text, json.dumps(asdict(given)), pure=False)
-            running[future] = given
-            future.add_done_callback(ended.put)
-        try:
-            future = ended.get(timeout=POLL_S)
-        except queue.Empty:
-            continue
-        if future.status in ("pending", "lost"):
-            # Its worker died before it was asked how it ended: it is done again.
-            future.add_done_callback(ended.put)
-            continue
-        order = running.pop(future)
-        outcome = campaign.died(order) if _killed(future) else campaign.ended(_outcome(future, order))
-        if outcome is not None:
-            yield outcome
+            if future.status in ("pending", "lost"):
+                # Its worker died before it was asked how it ended: it is done again.
+                future.add_done_callback(ended.put)
+                continue
+            order = running.pop(future)
+            send()
+            outcome = campaign.died(order) if _killed(future) else campaign.ended(_outcome(future, order))
+            if outcome is not None:
+                yield outcome
+    finally:
+        if ready is not None:
+            campaign.put_back(ready)
 
 
 def work(settings: str, order: str) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def _workers(client: Any) -> int:
     """Return how many workers there are; one at least, for whom an order waits."""
     try:
         return max(1, len(client.nthreads()))
-    except (OSError, TimeoutError, AttributeError) as error:  # the last where it has given up connecting
+    except (OSError, TimeoutError, AttributeError, RuntimeError) as error:  # as far as it had noticed
         raise ReconstructionFailed(
             f"the Dask scheduler has gone ({type(error).__name__}); run the same command again to go on"
         ) from error

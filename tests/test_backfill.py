@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -543,6 +544,65 @@ def test_a_scheduler_that_cannot_be_used_is_told(catalog: Catalog, tmp_path: Pat
         cluster_at(f"tcp://127.0.0.1:{free}", catalog.settings, connect_s=1.0),
     ):
         pass
+
+
+class Hand:
+    """A Dask cluster of one worker, which does nothing until told."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def nthreads(self) -> dict[str, int]:
+        return {"worker": 1}
+
+    def submit(self, work: Any, settings: str, order: str, pure: bool) -> Any:
+        self.given.append(Given(json.loads(order)["raw_uid"]))
+        return self.given[-1]
+
+
+class Given:
+    status = "finished"
+
+    def __init__(self, raw_uid: str) -> None:
+        self.raw_uid = raw_uid
+
+    def add_done_callback(self, tell: Any) -> None:
+        self.finish = lambda: tell(self)
+
+    def result(self) -> dict[str, Any]:
+        return {"raw_uid": self.raw_uid, "status": "success"}
+
+
+def test_the_next_scan_is_claimed_before_a_worker_is_free(catalog: Catalog) -> None:
+    raw_uids = [measure(catalog, time=MOMENT - n) for n in range(3)]
+    standard = Standard(catalog.settings.reconstruction)
+    claims, stop, hand = catalog.folder(catalog.settings.remote.claims), threading.Event(), Hand()
+
+    def wait_for(claimed: list[str], given: list[str]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        found: tuple[Any, ...] = ()
+        while found != (sorted(claimed), given) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            found = (
+                sorted(key.partition(".")[0] for key in claims),
+                [one.raw_uid for one in hand.given],
+            )
+        assert found == (sorted(claimed), given)
+
+    outcomes: list[Any] = []
+    orders = plan(catalog, Wanted(), standard).orders
+    with Campaign(catalog, orders, standard, stop.is_set) as campaign:
+        thread = threading.Thread(target=lambda: outcomes.extend(by_dask(hand, campaign)))
+        thread.start()
+        wait_for(raw_uids[:2], raw_uids[:1])
+        hand.given[0].finish()
+        wait_for(raw_uids[1:], raw_uids[:2])
+        stop.set()
+        hand.given[1].finish()
+        thread.join(PATIENCE_S)
+        # The third was never begun and is given back.
+        wait_for([], raw_uids[:2])
+    assert [outcome.raw_uid for outcome in outcomes] == raw_uids[:2]
 
 
 def test_a_scheduler_that_goes_away_is_told(catalog: Catalog) -> None:
