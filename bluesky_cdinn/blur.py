@@ -106,7 +106,8 @@ def along_one(trials: Trials, axis: int, share: float) -> None:
     """Try more and less blur along one axis, and what lies lowest on the parabola through them."""
     middle, step = trials.variance, share * trials.variance.mean() * np.eye(3)[axis]
     places, misfits = [middle], [trials.least]
-    for place in (middle + step, np.maximum(middle - step, 0)):
+    less = np.maximum(middle - step, 0) if middle[axis] else middle + step / 2
+    for place in (middle + step, less):
         places.append(place)
         misfits.append(trials.misfit(place))
     along = [float(place[axis]) for place in places]

@@ -77,22 +77,21 @@ def _coherent(measurement: Measurement) -> Measurement:
     return Measurement(counts.sqrt(), measurement.fitted, measurement.held_out, counts)
 
 
-def fitted_with_background(objects: Objects, problem: Problem, watch: Watch) -> Problem:
+def fitted_with_background(objects: Objects, measurement: Measurement, watch: Watch) -> Measurement:
     """Fit objects with the background and the frames' scales that better the prediction of held-out voxels.
 
     Parameters
     ----------
     objects
-        Fitted to the problem; the first says what there is, and all are fitted to that in place.
-    problem
+        Fitted to the measurement; the first says what there is, and all are fitted to that in place.
+    measurement
         Its detection is where this starts from.
 
     Returns
     -------
-    Problem
+    Measurement
         With what was found.
     """
-    measurement = problem.measurement
     parts = wanted(power_of(objects)[0], measurement)
     for _ in range(ROUNDS if parts else 0):
         measurement = replace(measurement, detection=scored(power_of(objects)[0], measurement, parts))
@@ -105,7 +104,7 @@ def fitted_with_background(objects: Objects, problem: Problem, watch: Watch) -> 
     if measurement.detection is not None:
         expected = measurement.expected(power_of(objects)).sqrt()
         objects.chi2 = amplitude_loss(expected, measurement.magnitude, measurement.fitted)
-    return Problem(measurement, problem.levels)
+    return measurement
 
 
 def seen_alike(measurement: Measurement, other: Measurement) -> Measurement:

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 import bluesky_cdinn
 from bluesky_cdinn import phasing, quality, resolution
 from bluesky_cdinn.curvature import cropped_flat
+from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.doubts import confidence, doubts, larger_body, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.forward import AXES, poisson_deviance, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
-from bluesky_cdinn.half_sets import half_sets
+from bluesky_cdinn.half_sets import Boxed, Counted, half_sets
 from bluesky_cdinn.imperfections import (
     blur_of,
     blurred,
@@ -42,6 +43,7 @@ from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.region import box_around_peak, cut
 from bluesky_cdinn.resolution import HalfSets
 from bluesky_cdinn.sampling import check_edges, check_oversampling, oversampling
+from bluesky_cdinn.seen import remarks, seen_numbers
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.volume import assemble, load_frames
@@ -203,15 +205,24 @@ def reconstruct(
             numbers = judge(best, solution.finalists, posed.full)
             if solution.guess_chi2 is not None:
                 numbers["guess_chi2"] = solution.guess_chi2
+            # Whole grids are large: what is left to do with the finalists needs their box alone.
+            finalists, origin = Boxed.of(solution.finalists), solution.origin
+            del solution
             if options.refine:
                 best = phasing.settle(best, posed.full, watch)
-            best = unpadded(best, centred.intensity.shape)
-            expected = expected_counts(best, posed.full, centred)
+            shape = centred.intensity.shape
+            best = unpadded(best, shape)
+            seen = None if posed.full.detection is None else posed.full.detection.window(shape)
+            expected = expected_counts(best, seen)
             chi2, slices = misfit(expected, centred), compared_slices(expected, centred)
-            halves = halved(solution.finalists, posed, centred, options.seed)
-    density, support = quality.canonical(
-        to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
-    )
+            density, support = quality.canonical(
+                to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
+            )
+            noted = {**parameters(options, posed.working, device), **origin}
+            counted = Counted.of(posed.working.measurement)
+            share = np.divide(centred.intensity.shape, posed.full.magnitude.shape).tolist()
+            del best, posed
+            halves = halved(finalists, counted, share, options.seed)
     support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
     spread, counts = numbers.get("phase_spread_rad"), np.where(centred.valid, centred.intensity, 0)
@@ -234,7 +245,8 @@ def reconstruct(
     transfer = numbers.pop("transfer", None)
     free_llk = numbers.pop("free_llk")
     scalars = {**{k: float(v) for k, v in numbers.items()}, **sampled, **physical.pop("scalars", {})}
-    scalars |= resolved | found.scalars()
+    unlike = seen_numbers(seen, counts, physical.get("direct_basis"))
+    scalars |= resolved | found.scalars() | unlike
     return Reconstruction(
         density=density,
         support=support,
@@ -251,16 +263,15 @@ def reconstruct(
         facet_table=table,
         progress=np.asarray(watch.chi2, dtype=np.float32),
         parameters={
-            **parameters(options, posed.working, device),
+            **noted,
             **lattice_parameters(volume.geometry),
-            **solution.origin,
         },
         history=(
             *volume.history,
             {
                 "step": "reconstruct",
                 "roll": list(roll),
-                "warnings": [*check_oversampling(sampled), *doubts(found)],
+                "warnings": [*check_oversampling(sampled), *doubts(found), *remarks(unlike)],
             },
         ),
         **physical,
@@ -323,7 +334,8 @@ def solve(
         known, believed = refined(warm.objects, believed, problem.levels[-1:], options, watch)
         fits = over_noise(known, believed.measurement) <= warm.most_misfit
         if fits and phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
-            return finished(known, replace(posed, working=believed), dict(warm.origin), watch, full=full)
+            posed = replace(posed, working=believed)
+            return finished(known, posed, options, dict(warm.origin), watch, full=full)
     generator = torch.Generator().manual_seed(options.seed)
     with watch.stage("starts"):
         start = start_named("autocorrelation" if options.start == "network" else options.start)
@@ -348,7 +360,8 @@ def solve(
         limit = max(warm.most_misfit, over_noise(objects, problem.measurement))
         if over_noise(known, believed.measurement) <= limit:
             objects, problem, origin = known, believed, dict(warm.origin)
-    return finished(objects, replace(posed, working=problem), origin, watch, found.guess_chi2, full=full)
+    posed = replace(posed, working=problem)
+    return finished(objects, posed, options, origin, watch, found.guess_chi2, full=full)
 
 
 def refined(
@@ -365,13 +378,16 @@ def refined(
     with watch.stage("polish"):
         objects = phasing.polish(objects, problem.measurement, watch)
         if options.imperfections:
-            problem = fitted_with_background(objects, problem, watch)
+            problem = replace(
+                problem, measurement=fitted_with_background(objects, problem.measurement, watch)
+            )
     return objects.keep(objects.chi2.argsort()), problem
 
 
 def finished(
     objects: Objects,
     posed: Posed,
+    options: ReconstructionOptions,
     origin: dict[str, Any],
     watch: Watch,
     guess_chi2: float | None = None,
@@ -383,9 +399,12 @@ def finished(
     if posed.working.measurement.magnitude is posed.full.magnitude:
         posed = replace(posed, full=posed.working.measurement)
     elif full:
-        posed = replace(posed, full=seen_alike(posed.full, posed.working.measurement))
+        whole = seen_alike(posed.full, posed.working.measurement)
         with watch.stage("polish"):
-            best = phasing.finish(best, posed.full, watch)
+            best = phasing.finish(best, whole, watch)
+            if options.imperfections:
+                whole = fitted_with_background(best, whole, watch)
+        posed = replace(posed, full=whole)
     return Solution(objects, best, posed, origin, guess_chi2)
 
 
@@ -412,7 +431,8 @@ def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any
     deviance = poisson_deviance(expected, full.magnitude.square(), full.held_out)
     numbers: dict[str, Any] = {"free_llk": float(deviance[0])}
     if len(finalists.density) > 1:
-        first, *others = to_centre(finalists.density).cpu().numpy()
+        # Where the origin is doesn't matter here.
+        first, *others = finalists.density.cpu().numpy()
         aligned = [first, *(quality.align(other, first) for other in others)]
         numbers["transfer"] = quality.phase_retrieval_transfer(aligned)
         numbers["agreement"] = quality.similarity(aligned[1], first)
@@ -420,13 +440,11 @@ def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any
     return numbers
 
 
-def expected_counts(best: Objects, full: Measurement, volume: DiffractionVolume) -> NDArray[np.float32]:
-    """Return the counts to expect of the first object, on the volume's own grid."""
+def expected_counts(best: Objects, seen: Detection | None) -> NDArray[np.float32]:
+    """Return the counts to expect of the first object, on its grid."""
     field = torch.fft.fftn(best.density[0], dim=AXES, norm="ortho")
     power = field.real.square().add_(field.imag.square())
-    if full.detection is not None:
-        power = full.detection.window(volume.intensity.shape).expected(power)
-    return to_centre(power).cpu().numpy()
+    return to_centre(power if seen is None else seen.expected(power)).cpu().numpy()
 
 
 def misfit(expected: NDArray[np.float32], volume: DiffractionVolume) -> float:
@@ -441,13 +459,9 @@ def compared_slices(expected: NDArray[np.float32], volume: DiffractionVolume) ->
     return intensity_slices(volume.intensity, volume.valid, expected)
 
 
-def halved(finalists: Objects, posed: Posed, volume: DiffractionVolume, seed: int) -> HalfSets | None:
+def halved(finalists: Boxed, counted: Counted, measured: Sequence[float], seed: int) -> HalfSets | None:
     """Return the crystal from two halves of the counts; None from a single finalist."""
-    if len(finalists.density) < 2:
-        return None
-    whole = posed.full.magnitude.shape
-    share = tuple(n / m for n, m in zip(volume.intensity.shape, whole, strict=True))
-    return half_sets(finalists, posed.working.measurement, share, seed)
+    return half_sets(finalists, counted, measured, seed) if len(finalists.density) > 1 else None
 
 
 def fineness(

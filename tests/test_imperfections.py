@@ -11,7 +11,7 @@ from bluesky_cdinn.blur import found_blur, lowest
 from bluesky_cdinn.detection import COHERENT, Detection
 from bluesky_cdinn.forward import to_corner
 from bluesky_cdinn.imperfections import fitted_with_background, power_of, wanted
-from bluesky_cdinn.phasing import SMOOTHNESS, Problem
+from bluesky_cdinn.phasing import SMOOTHNESS
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.scoring import Basis, scored
 
@@ -107,5 +107,4 @@ def test_only_what_is_there_is_wanted():
 
 def test_a_clean_problem_stays_as_it_is():
     objects, measurement = known_crystal()
-    problem = Problem(measurement, [SHAPE])
-    assert fitted_with_background(objects, problem, quiet).measurement is measurement
+    assert fitted_with_background(objects, measurement, quiet) is measurement
