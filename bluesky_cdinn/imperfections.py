@@ -72,7 +72,8 @@ def blurred(problem: Problem, blur: Blur) -> Problem:
 
 def _coherent(measurement: Measurement) -> Measurement:
     """Return the measurement as a coherent beam would have given it, but for the noise."""
-    assert measurement.detection is not None
+    if measurement.detection is None:
+        return measurement
     counts = without_blur(measurement.intensity, measurement.detection.blur)
     return Measurement(counts.sqrt(), measurement.fitted, measurement.held_out, counts)
 

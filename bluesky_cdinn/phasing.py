@@ -40,8 +40,11 @@ SMOOTHNESS = 100.0
 # A network's guess whose chi2 exceeds that of counting noise by more is not of anything that it was trained
 # on; and by how much a support may exceed the guessed one's.
 TRUSTED, ROOM_OF_GUESS = 0.1, 1.2
-# How often the network is asked, each time from other random phases.
-ROUNDS = 2
+# How often the network is asked, each time from other random phases, and of how many of an attempt's starts:
+# most guesses are good, so that few are worth their while.
+ROUNDS, GUESSES = 3, 2
+# Complex correlation of two fitted objects under which they are fitted once more.
+SETTLED = 0.995
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
 # crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
 # off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
@@ -119,7 +122,7 @@ def search(
     best, origin, guess_chi2 = None, "classical", None
     for _ in range(ROUNDS if guess is not None else 0):
         assert guess is not None
-        objects = guess(measurement, count, generator)
+        objects = guess(measurement, min(count, GUESSES), generator)
         least = float(objects.chi2.min())
         guess_chi2 = least if guess_chi2 is None else min(least, guess_chi2)
         # So put, NaN is not trusted either.
@@ -218,28 +221,40 @@ def search_recipe(room: int, effort: int = 1) -> list[Step]:
 def guess_recipe(room: int) -> list[Step]:
     """Return the steps that settle a network's guess; ``room`` is its support's largest volume, voxels."""
     steps: list[Step] = []
-    for done in (cycle / 7 for cycle in range(8)):
+    for done in (cycle / 4 for cycle in range(5)):
         # As wide at first as where nothing is known: a facet that the guess has a voxel off comes right.
         wrap = ShrinkWrap(threshold=0.15 + 0.1 * done, sigma=2 - done, max_voxels=room)
         steps += [HIO(20, ceiling=CEILING), wrap]
     return [*steps, LBFGS(10)]
 
 
-def climb(objects: Objects, problem: Problem, level: Shape, watch: Watch) -> Objects:
-    """Take objects to a finer level and settle them there."""
+def climb(objects: Objects, problem: Problem, level: Shape, watch: Watch, effort: int = 1) -> Objects:
+    """Take objects to a finer level, or stay on theirs, and settle them there."""
     measurement = problem.at(level)
     finer = objects_on(objects, level)
-    for state in run(climb_recipe(), finer, measurement):
+    for state in run(climb_recipe(effort), finer, measurement):
         watch(state)
     return finer
 
 
-def climb_recipe() -> list[Step]:
+def climb_recipe(effort: int) -> list[Step]:
     """Return the steps that settle an object known from a coarser level."""
     steps: list[Step] = []
     for threshold in (0.2, 0.25):
-        steps += [HIO(10, ceiling=1.3), LBFGS(5), ShrinkWrap(threshold, sigma=0.8)]
+        steps += [HIO(10 * effort, ceiling=1.3), LBFGS(5), ShrinkWrap(threshold, sigma=0.8)]
     return steps
+
+
+def fitted(objects: Objects, problem: Problem, watch: Watch) -> Objects:
+    """Fit objects to the end on the finest level; where two then differ, once more from farther back.
+
+    A shape that is nearly its own twin, of weak phase, can settle between the two.
+    """
+    objects = polish(objects, problem.measurement, watch)
+    if agreement(objects) < SETTLED:
+        objects = climb(objects, problem, problem.levels[-1], watch, effort=2)
+        objects = polish(objects, problem.measurement, watch)
+    return objects
 
 
 def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
@@ -252,8 +267,15 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
         ShrinkWrap(0.15, sigma=0.7),
         LBFGS(15, SMOOTHNESS),
     ]
-    for state in run(recipe, objects, measurement):
-        watch(state)
+    # On a CPU one by one, as their transforms are: what a fit remembers is then held for one alone.
+    together = 1 if objects.density.device.type == "cpu" else len(objects.density)
+    for first in range(0, len(objects.density), together):
+        part = slice(first, first + together)
+        some = Objects(objects.density[part], objects.support[part], objects.chi2[part])
+        for state in run(recipe, some, measurement):
+            watch(state)
+        objects.density[part], objects.support[part] = some.density, some.support
+        objects.chi2[part] = some.chi2
     return objects
 
 

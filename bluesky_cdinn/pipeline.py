@@ -376,7 +376,7 @@ def refined(
         for level in levels:
             objects = phasing.climb(objects, problem, level, watch)
     with watch.stage("polish"):
-        objects = phasing.polish(objects, problem.measurement, watch)
+        objects = phasing.fitted(objects, problem, watch)
         if options.imperfections:
             problem = replace(
                 problem, measurement=fitted_with_background(objects, problem.measurement, watch)
