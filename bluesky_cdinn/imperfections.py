@@ -46,9 +46,12 @@ def searched_again(
     search
         How a problem is searched.
     """
-    blur = COHERENT
+    first, blur = (problem, found), COHERENT
     for _ in range(SEARCHES):
         before, blur = blur, blur_of(found.objects, problem)
+        if not any(blur):
+            # Without what was taken for blur there is another object, which has none.
+            return first
         if float(np.abs(np.subtract(blur, before)).max()) <= CHANGED * max(blur):
             break
         problem = blurred(problem, blur)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from crystals import crystal_and_counts
 
+from bluesky_cdinn import imperfections
 from bluesky_cdinn.blur import found_blur, lowest
 from bluesky_cdinn.detection import COHERENT, Detection
 from bluesky_cdinn.forward import to_corner
-from bluesky_cdinn.imperfections import fitted_with_background, power_of, wanted
-from bluesky_cdinn.phasing import SMOOTHNESS
+from bluesky_cdinn.imperfections import fitted_with_background, power_of, searched_again, wanted
+from bluesky_cdinn.phasing import SMOOTHNESS, Found, Problem
 from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.scoring import Basis, scored
 
@@ -108,3 +109,37 @@ def test_only_what_is_there_is_wanted():
 def test_a_clean_problem_stays_as_it_is():
     objects, measurement = known_crystal()
     assert fitted_with_background(objects, measurement, quiet) is measurement
+
+
+def test_blur_that_goes_with_its_object_was_none(monkeypatch):
+    """The first search is believed after all, and nothing is searched a third time."""
+    objects, measurement = known_crystal()
+    problem, first = Problem(measurement, [SHAPE]), Found(objects, "classical")
+    told = iter([(0.4, 0.4, 0.4), COHERENT])
+    monkeypatch.setattr(imperfections, "blur_of", lambda objects, problem: next(told))
+    searched = []
+
+    def search(problem):
+        searched.append(problem)
+        return Found(objects, "classical")
+
+    assert searched_again(problem, first, search) == (problem, first)
+    assert [one.measurement.detection for one in searched] == [None]
+
+
+def test_the_search_looks_at_the_pattern_without_its_blur(monkeypatch):
+    _, clean = known_crystal()
+    objects, measurement = known_crystal(Detection(SHAPE, (0.5, 0.5, 0.5)))
+    monkeypatch.setattr(imperfections, "blur_of", lambda objects, problem: (0.5, 0.5, 0.5))
+    searched = []
+
+    def search(problem):
+        searched.append(problem.measurement)
+        return Found(objects, "classical")
+
+    problem = Problem(measurement, [SHAPE])
+    blurred, _ = searched_again(problem, Found(objects, "classical"), search)
+    assert blurred.measurement.detection.blur == (0.5, 0.5, 0.5)
+    assert len(searched) == 1
+    off = (searched[0].magnitude - clean.magnitude).norm()
+    assert off < 0.5 * (measurement.magnitude - clean.magnitude).norm()
