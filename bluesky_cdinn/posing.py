@@ -188,4 +188,6 @@ def _measurement(
     device: torch.device,
 ) -> Measurement:
     arrays = (np.sqrt(intensity), valid & ~free, free, filled)
-    return Measurement(*(to_corner(torch.from_numpy(array).to(device)) for array in arrays))
+    magnitude, fitted, held_out, estimate = (to_corner(torch.from_numpy(a).to(device)) for a in arrays)
+    # Where all is measured nothing is an estimate, and whole grids are large.
+    return Measurement(magnitude, fitted, held_out, None if valid.all() else estimate)
