@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bluesky_cdinn.forward import AXES, to_centre, to_corner
-from bluesky_cdinn.grid import window_on_grid
+from bluesky_cdinn.forward import AXES
 from bluesky_cdinn.guess import guessed_support
 from bluesky_cdinn.refine import Measurement, Objects
+
+# How a line along each axis lies in a volume.
+LINES = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
 
 
 def windowed(values: Tensor, shape: Sequence[int]) -> Tensor:
@@ -29,10 +31,15 @@ def windowed(values: Tensor, shape: Sequence[int]) -> Tensor:
     if old == tuple(shape):
         return values
     common = [min(n, m) for n, m in zip(old, shape, strict=True)]
-    cut = to_centre(values)[(..., *window_on_grid(old, common))]
+    # The lowest frequencies of both, in the order that transforms have them in.
+    kept = [torch.fft.ifftshift(torch.arange(n, device=values.device) - n // 2) for n in common]
+    there, here = (
+        [(k % n).reshape(line) for k, n, line in zip(kept, sides, LINES, strict=True)]
+        for sides in (old, shape)
+    )
     whole = values.new_zeros((*values.shape[:-3], *shape))
-    whole[(..., *window_on_grid(shape, common))] = cut
-    return to_corner(whole)
+    whole[(..., *here)] = values[(..., *there)]
+    return whole
 
 
 def measurement_window(measurement: Measurement, shape: Sequence[int]) -> Measurement:
