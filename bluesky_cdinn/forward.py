@@ -89,9 +89,10 @@ def poisson_deviance(power: Tensor, counts: Tensor, valid: Tensor | None = None)
     Tensor
         float (...), one value an object.
     """
+    if valid is not None:
+        # Mostly a few: those alone.
+        power, counts = power[..., valid], counts[valid]
     # A twentieth of a count is below any detector's background and keeps the logarithm finite.
     expected = power.clamp_min(0.05)
     deviance = 2 * (expected - counts - counts * expected.log() + torch.xlogy(counts, counts))
-    if valid is None:
-        return deviance.mean(AXES)
-    return (deviance * valid).sum(AXES) / valid.sum()
+    return deviance.mean(AXES if valid is None else -1)

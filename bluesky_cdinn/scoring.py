@@ -130,7 +130,8 @@ def _hats(n: int) -> Tensor:
 
 
 def _by_frame(values: Tensor) -> Numbers:
-    return _numbers(values.sum(dim=(1, 2), dtype=torch.float64))
+    # One at a time: in double precision the whole would take twice its memory.
+    return _numbers(torch.stack([frame.sum(dtype=torch.float64) for frame in values]))
 
 
 def _numbers(values: Tensor) -> Numbers:
