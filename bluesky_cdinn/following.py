@@ -24,6 +24,7 @@ from bluesky_cdinn.fallback import within_memory
 from bluesky_cdinn.forward import AXES, amplitude_loss, to_centre
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.grid import fast_side, window_on_grid
+from bluesky_cdinn.half_sets import Boxed, Counted
 from bluesky_cdinn.posing import Posed, centre_peak, padded, pose
 from bluesky_cdinn.preview import Frame, preview
 from bluesky_cdinn.records import (
@@ -386,7 +387,9 @@ def fineness(
     finalists: Objects, posed: Posed, volume: DiffractionVolume, physical: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return the numbers of resolution of the whole peak, as far as the working grid shows it."""
-    halves = pipeline.halved(finalists, posed, volume, 0)
+    counted = Counted.of(posed.working.measurement)
+    share = np.divide(volume.intensity.shape, posed.full.magnitude.shape).tolist()
+    halves = pipeline.halved(Boxed.of(finalists), counted, share, 0)
     if halves is None:
         return {}
     return pipeline.resolved(halves, volume.intensity.shape, physical)[1]

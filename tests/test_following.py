@@ -81,6 +81,16 @@ def test_updates_come_close_to_the_truth_and_the_result_starts_from_the_last(cry
     assert not follower._scans
 
 
+def test_the_resolution_is_told_once_all_that_was_planned_is_measured(crystal):
+    _, counts = crystal
+    follower = ScanFollower()
+    assert "resolution_voxels" not in follower(up_to(counts, 28), OPTIONS).scalars
+    whole = replace(up_to(counts, N), exit_status="unfinished")
+    partial = follower(whole, OPTIONS)
+    assert partial.fraction == 1
+    assert 1 < partial.scalars["resolution_voxels"] < 3
+
+
 def test_previews_keep_their_shape_and_changes_shrink(crystal):
     _, counts = crystal
     follower = ScanFollower()
