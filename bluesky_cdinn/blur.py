@@ -5,6 +5,7 @@ nothing. The misfit of objects that were settled each under a blur of its own ha
 beam's (docs/explanations/phasing.md). On the coarsest level that takes a hundredth of a second each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +28,9 @@ WORTHWHILE, ITERATIONS = 0.01, 12
 ASIDE = (0.5, 0.25)
 
 
-def found_blur(objects: Objects, measurement: Measurement, smoothness: float) -> Blur:
+def found_blur(
+    objects: Objects, measurement: Measurement, smoothness: float, watch: Callable[[Objects], None]
+) -> Blur:
     """Return the blur under which the first object fits best, one sigma along each axis, voxels.
 
     Parameters
@@ -38,8 +41,10 @@ def found_blur(objects: Objects, measurement: Measurement, smoothness: float) ->
         On a small grid: the object is fitted to it twice over, and where it is blurred two dozen times.
     smoothness
         As `lbfgs.LBFGS` takes it.
+    watch
+        Gets the object after each iteration of each trial.
     """
-    trials = Trials(objects.keep(torch.arange(1)), measurement, smoothness)
+    trials = Trials(objects.keep(torch.arange(1)), measurement, smoothness, watch)
     none = trials.misfit(np.zeros(3))
     if not trials.misfit(np.full(3, LEAST)) < (1 - WORTHWHILE) * none:
         return COHERENT
@@ -63,6 +68,8 @@ class Trials:
         That it is fitted to.
     smoothness
         Of its interior.
+    watch
+        As in `found_blur`.
     variance
         sigma**2 of the best blur, voxels squared, float64 (3,).
     least
@@ -72,6 +79,7 @@ class Trials:
     objects: Objects
     measurement: Measurement
     smoothness: float
+    watch: Callable[[Objects], None]
     variance: Variance = field(default_factory=lambda: np.zeros(3))
     least: float = np.inf
 
@@ -83,8 +91,10 @@ class Trials:
         measurement = replace(self.measurement, detection=seen)
         known = self.objects
         trial = Objects(known.density.clone(), known.support.clone(), known.chi2)
-        for _ in run([ShrinkWrap(0.2, sigma=0.8), LBFGS(ITERATIONS, self.smoothness)], trial, measurement):
-            pass
+        for state in run(
+            [ShrinkWrap(0.2, sigma=0.8), LBFGS(ITERATIONS, self.smoothness)], trial, measurement
+        ):
+            self.watch(state)
         power = torch.fft.fftn(trial.density, dim=AXES, norm="ortho").abs().square()
         counts = measurement.magnitude.square()
         misfit = float(poisson_deviance(seen.expected(power), counts, measurement.fitted)[0])

@@ -33,7 +33,7 @@ ROUNDS, BETWEEN, LAST = 3, 6, 10
 
 
 def searched_again(
-    problem: Problem, found: Found, search: Callable[[Problem], Found]
+    problem: Problem, found: Found, search: Callable[[Problem], Found], watch: Watch
 ) -> tuple[Problem, Found]:
     """Return a problem with the blur that its pattern has, and what a search without it finds.
 
@@ -45,10 +45,12 @@ def searched_again(
         What a search came to that took the pattern for coherent.
     search
         How a problem is searched.
+    watch
+        Gets the objects after each iteration.
     """
     first, blur = (problem, found), COHERENT
     for _ in range(SEARCHES):
-        before, blur = blur, blur_of(found.objects, problem)
+        before, blur = blur, blur_of(found.objects, problem, watch)
         if not any(blur):
             # Without what was taken for blur there is another object, which has none.
             return first
@@ -59,11 +61,11 @@ def searched_again(
     return problem, found
 
 
-def blur_of(objects: Objects, problem: Problem) -> Blur:
+def blur_of(objects: Objects, problem: Problem, watch: Watch) -> Blur:
     """Return the blur under which objects fit best on a problem's coarsest level, voxels; they stay."""
     level = problem.levels[0]
     coarse = replace(problem.at(level), detection=None)
-    return found_blur(objects_on(objects.keep(torch.arange(1)), level), coarse, SMOOTHNESS)
+    return found_blur(objects_on(objects.keep(torch.arange(1)), level), coarse, SMOOTHNESS, watch)
 
 
 def blurred(problem: Problem, blur: Blur) -> Problem:

@@ -330,7 +330,8 @@ def solve(
     problem, known, believed = posed.working, None, posed.working
     if warm is not None and options.refine:
         if options.imperfections:
-            believed = blurred(problem, blur_of(warm.objects, problem))
+            with watch.stage("prepare"):
+                believed = blurred(problem, blur_of(warm.objects, problem, watch))
         known, believed = refined(warm.objects, believed, problem.levels[-1:], options, watch)
         fits = over_noise(known, believed.measurement) <= warm.most_misfit
         if fits and phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
@@ -351,7 +352,7 @@ def solve(
 
         found = search(problem)
         if options.imperfections:
-            problem, found = searched_again(problem, found, search)
+            problem, found = searched_again(problem, found, search, watch)
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
     objects, problem = refined(objects, problem, problem.levels[1:], options, watch)
     origin = {"found_from": found.start, **weights}

@@ -71,7 +71,8 @@ def scored(power: Tensor, measurement: Measurement, parts: frozenset[Part]) -> D
         detection = replace(detection, background=basis.expand(found[:NODES]))
     if "scales" in parts:
         counted = _by_frame(fitted * pattern)
-        mean = (found[NODES:] @ counted) / counted.sum()
+        # No frame counts more than another of an object that scatters nothing.
+        mean = (found[NODES:] @ counted) / counted.sum() if counted.any() else 1.0
         detection = replace(detection, scales=torch.from_numpy(found[NODES:] / mean).to(power))
     return detection
 

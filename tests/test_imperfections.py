@@ -10,6 +10,7 @@ from crystals import crystal_and_counts
 from bluesky_cdinn import imperfections
 from bluesky_cdinn.blur import found_blur, lowest
 from bluesky_cdinn.detection import COHERENT, Detection
+from bluesky_cdinn.errors import Cancelled
 from bluesky_cdinn.forward import to_corner
 from bluesky_cdinn.imperfections import fitted_with_background, power_of, searched_again, wanted
 from bluesky_cdinn.phasing import SMOOTHNESS, Found, Problem
@@ -46,11 +47,30 @@ def quiet(objects):
 @pytest.mark.parametrize("blur", [(0.5, 0.5, 0.5), (0.8, 0.4, 0.4)])
 def test_the_blur_is_found_from_an_object_that_was_fitted_without(blur):
     objects, measurement = known_crystal(Detection(SHAPE, blur))
-    np.testing.assert_allclose(found_blur(objects, measurement, SMOOTHNESS), blur, atol=0.12)
+    np.testing.assert_allclose(found_blur(objects, measurement, SMOOTHNESS, quiet), blur, atol=0.12)
 
 
 def test_a_coherent_pattern_has_no_blur():
-    assert found_blur(*known_crystal(), SMOOTHNESS) == COHERENT
+    assert found_blur(*known_crystal(), SMOOTHNESS, quiet) == COHERENT
+
+
+def test_the_trials_of_a_blur_can_be_stopped():
+    objects, measurement = known_crystal()
+    before, seen = objects.density.clone(), []
+
+    def stop(state):
+        seen.append(state)
+        if len(seen) == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        found_blur(objects, measurement, SMOOTHNESS, stop)
+    assert torch.equal(objects.density, before)
+
+
+def test_of_an_object_that_scatters_nothing_all_frames_count_alike():
+    found = scored(torch.zeros(8, 8, 8), Measurement(torch.ones(8, 8, 8)), frozenset(["scales"]))
+    assert torch.equal(found.scales, torch.ones(8))
 
 
 def test_the_bottom_of_a_parabola():
@@ -116,21 +136,21 @@ def test_blur_that_goes_with_its_object_was_none(monkeypatch):
     objects, measurement = known_crystal()
     problem, first = Problem(measurement, [SHAPE]), Found(objects, "classical")
     told = iter([(0.4, 0.4, 0.4), COHERENT])
-    monkeypatch.setattr(imperfections, "blur_of", lambda objects, problem: next(told))
+    monkeypatch.setattr(imperfections, "blur_of", lambda objects, problem, watch: next(told))
     searched = []
 
     def search(problem):
         searched.append(problem)
         return Found(objects, "classical")
 
-    assert searched_again(problem, first, search) == (problem, first)
+    assert searched_again(problem, first, search, quiet) == (problem, first)
     assert [one.measurement.detection for one in searched] == [None]
 
 
 def test_the_search_looks_at_the_pattern_without_its_blur(monkeypatch):
     _, clean = known_crystal()
     objects, measurement = known_crystal(Detection(SHAPE, (0.5, 0.5, 0.5)))
-    monkeypatch.setattr(imperfections, "blur_of", lambda objects, problem: (0.5, 0.5, 0.5))
+    monkeypatch.setattr(imperfections, "blur_of", lambda objects, problem, watch: (0.5, 0.5, 0.5))
     searched = []
 
     def search(problem):
@@ -138,7 +158,7 @@ def test_the_search_looks_at_the_pattern_without_its_blur(monkeypatch):
         return Found(objects, "classical")
 
     problem = Problem(measurement, [SHAPE])
-    blurred, _ = searched_again(problem, Found(objects, "classical"), search)
+    blurred, _ = searched_again(problem, Found(objects, "classical"), search, quiet)
     assert blurred.measurement.detection.blur == (0.5, 0.5, 0.5)
     assert len(searched) == 1
     off = (searched[0].magnitude - clean.magnitude).norm()
