@@ -245,7 +245,7 @@ def reconstruct(
     transfer = numbers.pop("transfer", None)
     free_llk = numbers.pop("free_llk")
     scalars = {**{k: float(v) for k, v in numbers.items()}, **sampled, **physical.pop("scalars", {})}
-    unlike = seen_numbers(seen, counts, physical.get("direct_basis"))
+    unlike = seen_numbers(seen, counts, centred.valid, physical.get("direct_basis"))
     scalars |= resolved | found.scalars() | unlike
     return Reconstruction(
         density=density,

@@ -18,7 +18,10 @@ SHARE, APART = 0.2, 0.2
 
 
 def seen_numbers(
-    detection: Detection | None, counts: NDArray[np.float32], direct_basis: NDArray[np.float64] | None
+    detection: Detection | None,
+    counts: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    direct_basis: NDArray[np.float64] | None,
 ) -> dict[str, float]:
     """Return the numbers of a detection that are not those of an ideal one.
 
@@ -28,6 +31,8 @@ def seen_numbers(
         On the volume's own grid.
     counts
         As measured, zero where not, float (n0, n1, n2), origin at n // 2.
+    valid
+        Where they were measured, bool (n0, n1, n2).
     direct_basis
         Of the object's voxels on that grid, nm; None in voxel units.
 
@@ -49,9 +54,11 @@ def seen_numbers(
             voxel = float(np.linalg.norm(direct_basis[:, axis]))
             numbers[f"coherence_length_{name}_nm"] = detection.shape[axis] / (2 * np.pi * sigma) * voxel
     if detection.background is not None:
-        total = float(detection.background.double().sum())
-        numbers["background_counts"] = total / counts.size
-        numbers["background_share"] = total / max(float(counts.sum(dtype=np.float64)), 1.0)
+        background = np.fft.fftshift(detection.background.cpu().numpy())
+        numbers["background_counts"] = float(background.mean(dtype=np.float64))
+        # What it holds where nothing was measured is among no counts.
+        measured = float(background[valid].sum(dtype=np.float64))
+        numbers["background_share"] = measured / max(float(counts.sum(dtype=np.float64)), 1.0)
     if (scales := frame_scales(detection, counts)) is not None:
         numbers["frame_scale_min"] = float(np.nanmin(scales))
         numbers["frame_scale_max"] = float(np.nanmax(scales))

@@ -6,17 +6,18 @@ from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.seen import frame_scales, remarks, seen_numbers
 
 SHAPE = (8, 10, 12)
+ALL = np.ones(SHAPE, np.bool_)
 
 
 def test_an_ideal_detection_has_no_numbers():
-    assert seen_numbers(None, np.ones(SHAPE, np.float32), None) == {}
+    assert seen_numbers(None, np.ones(SHAPE, np.float32), ALL, None) == {}
     assert remarks({}) == []
 
 
 def test_coherence_falls_over_the_length_that_is_told():
     """At that lag in the crystal the mutual coherence is exp(-1/2)."""
     detection = Detection(SHAPE, (0.5, 0.0, 0.8))
-    numbers = seen_numbers(detection, np.ones(SHAPE, np.float32), np.diag([4.0, 5.0, 6.0]))
+    numbers = seen_numbers(detection, np.ones(SHAPE, np.float32), ALL, np.diag([4.0, 5.0, 6.0]))
     assert numbers["coherence_sigma_rocking"] == 0.5
     assert "coherence_length_row_nm" not in numbers
     lag = numbers["coherence_length_column_nm"] / 6.0
@@ -31,9 +32,18 @@ def test_background_and_frames_are_told():
     # Origin at index 0: frame 6 of the tensor is the third; it holds nothing, so its scale means nothing.
     counts[2] = 0
     detection = Detection(SHAPE, background=torch.full(SHAPE, 1.5), scales=scales)
-    numbers = seen_numbers(detection, counts, None)
+    numbers = seen_numbers(detection, counts, ALL, None)
     assert numbers["background_counts"] == pytest.approx(1.5)
     assert numbers["background_share"] == pytest.approx(1.5 * 8 / (4 * 7))
     assert (numbers["frame_scale_min"], numbers["frame_scale_max"]) == (0.5, 1.0)
     assert np.isnan(frame_scales(detection, counts)[2])
     assert [line.split(":")[0] for line in remarks(numbers)] == ["background", "frames differ"]
+
+
+def test_the_background_s_share_is_of_what_was_measured():
+    valid = ALL.copy()
+    valid[:, :, 3:] = False
+    detection = Detection(SHAPE, background=torch.full(SHAPE, 1.5))
+    numbers = seen_numbers(detection, 6 * valid.astype(np.float32), valid, None)
+    assert numbers["background_counts"] == pytest.approx(1.5)
+    assert numbers["background_share"] == pytest.approx(0.25)
