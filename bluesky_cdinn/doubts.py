@@ -164,7 +164,8 @@ def confidence(found: Signs) -> float:
     more than `UNEXPLAINED` of the data unexplained, however even: noise has its spots, too. One object alone
     was not found again, and gets an even chance at most.
     """
-    if found.spread_rad is not None and not np.isfinite(found.spread_rad):
+    told = [found.unevenness, found.halo, found.chi2, 0.0 if found.spread_rad is None else found.spread_rad]
+    if not np.isfinite(told).all():
         return 0.0
     intercept, *slopes = CALIBRATION
     right = 1 / (1 + np.exp(-intercept - np.dot(slopes, terms(found.unevenness, found.halo))))

@@ -22,7 +22,7 @@ from bluesky_cdinn.refine import Measurement, Objects, run
 from bluesky_cdinn.resolution import HalfSets
 from bluesky_cdinn.support_box import SupportBox
 
-ITERATIONS = 6
+ITERATIONS = 12
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,11 +113,17 @@ def fitted_with_background(objects: Objects, measurement: Measurement, watch: Wa
     return measurement
 
 
-def seen_alike(measurement: Measurement, other: Measurement) -> Measurement:
-    """Return a measurement with the detection of another one over the same range of frequencies."""
-    if other.detection is None:
+def blurred_alike(measurement: Measurement, other: Measurement) -> Measurement:
+    """Return a measurement with the blur of another one over the same range of frequencies.
+
+    Its background and scales aren't taken over: sampling counts more coarsely makes a background of its own,
+    as no count is less than zero.
+    """
+    if other.detection is None or not any(other.detection.blur):
         return measurement
-    return replace(measurement, detection=other.detection.on(tuple(measurement.magnitude.shape)))
+    shape = measurement.magnitude.shape
+    blur = replace(other.detection, background=None, scales=None).on(tuple(shape))
+    return replace(measurement, detection=blur)
 
 
 def wanted(power: Tensor, measurement: Measurement) -> frozenset[Part]:

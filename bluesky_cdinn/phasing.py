@@ -246,7 +246,7 @@ def climb_recipe(effort: int) -> list[Step]:
 
 
 def fitted(objects: Objects, problem: Problem, watch: Watch) -> Objects:
-    """Fit objects to the end on the finest level; where two then differ, once more from farther back.
+    """Fit objects to the end on the finest level, best first; where two differ, once more from farther back.
 
     A shape that is nearly its own twin, of weak phase, can settle between the two.
     """
@@ -254,7 +254,7 @@ def fitted(objects: Objects, problem: Problem, watch: Watch) -> Objects:
     if agreement(objects) < SETTLED:
         objects = climb(objects, problem, problem.levels[-1], watch, effort=2)
         objects = polish(objects, problem.measurement, watch)
-    return objects
+    return objects.keep(objects.chi2.argsort())
 
 
 def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:

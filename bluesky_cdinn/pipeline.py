@@ -28,9 +28,9 @@ from bluesky_cdinn.half_sets import Boxed, Counted, half_sets
 from bluesky_cdinn.imperfections import (
     blur_of,
     blurred,
+    blurred_alike,
     fitted_with_background,
     searched_again,
-    seen_alike,
 )
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.peak import find_peak
@@ -400,7 +400,7 @@ def finished(
     if posed.working.measurement.magnitude is posed.full.magnitude:
         posed = replace(posed, full=posed.working.measurement)
     elif full:
-        whole = seen_alike(posed.full, posed.working.measurement)
+        whole = blurred_alike(posed.full, posed.working.measurement)
         with watch.stage("polish"):
             best = phasing.finish(best, whole, watch)
             if options.imperfections:
