@@ -68,6 +68,7 @@ def _go_straight_to_nodes() -> None:
 
     Tiled loads every node on the way, for access policies to be asked about each. There is none here.
     """
+    from fastapi import HTTPException
     from tiled.catalog.adapter import CatalogNodeAdapter
     from tiled.server import router
 
@@ -81,9 +82,16 @@ def _go_straight_to_nodes() -> None:
         nobody_minds = given.get("access_policy") is None and isinstance(
             given["root_tree"], CatalogNodeAdapter
         )
-        if nobody_minds and length > 1:
-            given["root_tree"] = _Way(given["root_tree"], length)
-        return await walk(*asked.args, **asked.kwargs)
+        if not nobody_minds or length < 2:
+            return await walk(*args, **named)
+        given["root_tree"] = _Way(given["root_tree"], length)
+        try:
+            return await walk(*asked.args, **asked.kwargs)
+        except HTTPException:
+            raise
+        except Exception:
+            # Beyond a file's arrays, a table's columns and what a query can join only a walk ends in order.
+            return await walk(*args, **named)
 
     router.get_entry = get_entry
 
