@@ -94,13 +94,13 @@ class Catalog:
     def raw(self) -> Any:
         """Client of the measured runs; what this process measured is in it, or Tiled is behind."""
         self.flush(_READ_YOUR_WRITES_S)
-        return self._connection.container("raw")
+        return self._connection.container("raw", sure=True)
 
     @property
     def processed(self) -> Any:
         """Client of the reconstructions."""
         self.flush(_READ_YOUR_WRITES_S)
-        return self._connection.container("processed")
+        return self._connection.container("processed", sure=True)
 
     def folder(self, path: str) -> Any:
         """Client of any other container, made if there is none; ``a/b`` is b in a."""

@@ -42,31 +42,41 @@ class Connection:
             assert self._address is not None
             return self._address
 
-    def answers(self) -> bool:
-        """Whether the server is there; False before the first connection."""
+    def answers(self, *, sure: bool = False) -> bool:
+        """Whether the server is there, asked anew to be ``sure``; False before the first connection."""
         address = self._address
         if address is None:
             return False
+        believed = time.monotonic() < self._trusted_until
         # To ask takes a hundred times what it takes to knock, and for a scan it is done a dozen times.
-        if time.monotonic() < self._trusted_until and address.listens():
+        if believed and not sure and address.listens():
             return True
-        self._found = {}
         there = address.lets_in() if self._embedded is not None else address.answers()
-        self._trusted_until = time.monotonic() + TRUST_S if there else 0.0
+        # Belief isn't prolonged, or containers that are gone were never looked for again.
+        if not (there and believed):
+            self._found = {}
+            self._trusted_until = time.monotonic() + TRUST_S if there else 0.0
         return there
 
-    def container(self, kind: Kind) -> Any:
+    def container(self, kind: Kind, *, sure: bool = False) -> Any:
         """Return the client of one kind of runs, its container made if there is none.
+
+        Parameters
+        ----------
+        kind
+            Of runs.
+        sure
+            Ask the server first, whatever it has just said: for who can't try again.
 
         Raises
         ------
         StoreUnavailable
             Tiled can't be reached, or doesn't give the container.
         """
-        return self.folder(getattr(self._settings, kind), Spec("CatalogOfBlueskyRuns", "3.0"))
+        return self.folder(getattr(self._settings, kind), Spec("CatalogOfBlueskyRuns", "3.0"), sure=sure)
 
-    def folder(self, path: str, *specs: Spec) -> Any:
-        """Return the client of any container, made with these specs if there is none.
+    def folder(self, path: str, *specs: Spec, sure: bool = False) -> Any:
+        """Return the client of any container, made with these specs if there is none; ``sure`` as above.
 
         Raises
         ------
@@ -74,7 +84,7 @@ class Connection:
             Tiled can't be reached, or doesn't give the container.
         """
         with self._lock:
-            node = self._connect()
+            node = self._connect(sure=sure)
             if (found := self._found.get(path)) is not None:
                 return found.new_variation()
             try:
@@ -93,8 +103,8 @@ class Connection:
             if self._embedded is not None:
                 self._embedded.close()
 
-    def _connect(self) -> Any:
-        if self._root is not None and self.answers():
+    def _connect(self, *, sure: bool = False) -> Any:
+        if self._root is not None and self.answers(sure=sure):
             return self._root
         self._root, self._found = None, {}
         try:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -56,8 +57,11 @@ class Address:
         return "data" in self._ask("/metadata/", timeout_s)
 
     def listens(self, timeout_s: float = 2.0) -> bool:
-        """Whether anybody takes connections there now, without a word to whom."""
+        """Whether anybody takes connections there now, without a word to whom; False if only a proxy does."""
         url = httpx.URL(self.uri)
+        proxies = {} if self.is_local or proxy_bypass(url.host) else getproxies()
+        if proxies.keys() & {url.scheme, "all"}:
+            return False
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             socket.create_connection((url.host, port), timeout_s).close()

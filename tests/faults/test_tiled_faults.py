@@ -11,7 +11,7 @@ from scans import assert_whole, rocking, watch
 from tiled.client import utils as tiled_utils
 from valve import Valve
 
-from bluesky_cdinn import connection, delivery
+from bluesky_cdinn import connection, delivery, embedded
 from bluesky_cdinn.callbacks import LiveReconstruction
 from bluesky_cdinn.catalog import Catalog
 from bluesky_cdinn.embedded import SERVER_FILE, Address, EmbeddedServer
@@ -191,6 +191,29 @@ def test_tiled_is_not_asked_time_and_again_whether_it_is_there(through, valve, m
             catalog.processed  # noqa: B018
         valve.open()
         assert uid in catalog.processed
+
+
+def test_whoever_reads_is_told_at_once_of_a_tiled_that_has_just_stopped_answering(
+    through, valve, monkeypatch
+):
+    """As one does that is being killed: its port is open for another moment."""
+    monkeypatch.setattr(connection, "TRUST_S", 60.0)
+    with Catalog(through) as catalog:
+        assert len(catalog.processed) == 0
+        valve.verdict = lambda *_: "hang"
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            catalog.latest()
+        assert time.monotonic() - began < 20
+        valve.verdict = lambda *_: "pass"
+        assert len(catalog.processed) == 0
+
+
+def test_what_is_behind_a_proxy_is_not_knocked_at(monkeypatch):
+    monkeypatch.setattr(embedded.socket, "create_connection", lambda *_: pytest.fail("a way that isn't"))
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    monkeypatch.setenv("no_proxy", "")
+    assert not Address("http://tiled.invalid:8000").listens()
 
 
 class Stranger(BaseHTTPRequestHandler):
