@@ -24,10 +24,10 @@ from bluesky_cdinn.windows import objects_on
 
 # Searches at most in the pattern without its blur, and by what share sigma must have changed for another.
 SEARCHES, CHANGED = 3, 0.1
-# Deviance of a held-out voxel that each must take away. Clean patterns of 10^4 to 10^6 counts lose up to
-# 0.06 and 0.025, as magnitudes of few counts are fitted a little low; a background of 0.1 counts takes
-# 0.07 to 0.13, frames that differ by a tenth 0.04 to 0.3.
-WORTHWHILE: dict[Part, float] = {"background": 0.07, "scales": 0.035}
+# Share of the held-out voxels' deviance that each must take away. Clean patterns of 10^3 to 10^6 counts lose
+# up to 0.07 and 0.04, as magnitudes of few counts are fitted a little low (0.14 where counts were sampled
+# more coarsely); a background of 0.3 counts takes 0.15 to 0.3.
+WORTHWHILE: dict[Part, float] = {"background": 0.12, "scales": 0.05}
 # Rounds of a scoring and so many iterations; and the iterations after the last.
 ROUNDS, BETWEEN, LAST = 3, 6, 10
 
@@ -138,7 +138,7 @@ def wanted(power: Tensor, measurement: Measurement) -> frozenset[Part]:
     for part, least in WORTHWHILE.items():
         with_it = scored(power, measurement, frozenset([*found, part]))
         then = held_out_deviance(power, replace(measurement, detection=with_it))
-        if now - then > least:
+        if now - then > least * now:
             found.append(part)
             now = then
     return frozenset(found)

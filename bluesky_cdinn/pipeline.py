@@ -179,7 +179,8 @@ def reconstruct(
     Returns
     -------
     Reconstruction
-        Its density lies on the volume's own grid: ``abs(propagate(density))**2`` compares with the intensity.
+        Its density lies on the volume's own grid: ``abs(propagate(density))**2`` compares with the intensity,
+        but for the blur, background and scales that its scalars tell.
 
     Raises
     ------

@@ -511,7 +511,9 @@ def test_a_measured_crystal_is_the_same_from_any_seed(real_volume):
     for found in (first, second):
         assert found.chi2 <= 0.0070
         assert 0 < found.confidence < 1
-        assert found.chi2 == pytest.approx(chi2_of(found, real_volume.intensity, real_volume.valid), rel=1e-3)
+        # What the detector counts is blurred: as a coherent beam's it would fit worse.
+        assert found.scalars["coherence_sigma_row"] > 0.3
+        assert found.chi2 < chi2_of(found, real_volume.intensity, real_volume.valid)
     assert quality.correlation(first.density, second.density) > 0.95
 
 
