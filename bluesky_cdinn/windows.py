@@ -55,7 +55,7 @@ def measurement_window(measurement: Measurement, shape: Sequence[int]) -> Measur
         for array in (fitted, measurement.held_out, measurement.filled)
     ]
     seen = None if measurement.detection is None else measurement.detection.window(shape)
-    return Measurement(windowed(measurement.magnitude, shape), *cut, seen)
+    return Measurement(windowed(measurement.magnitude, shape), *cut, detection=seen)
 
 
 def objects_on(objects: Objects, shape: Sequence[int]) -> Objects:
