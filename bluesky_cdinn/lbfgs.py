@@ -100,7 +100,7 @@ class Step(NamedTuple):
 
     @classmethod
     def of(cls, move: Tensor, change: Tensor) -> "Step":
-        """Return a step of all objects, (starts, *sides) each."""
+        """Return a step of all objects, ``(starts, *sides)`` each."""
         product = inner_product(move, change)
         curved = product > 1e-6 * inner_product(move, move).clamp_min(TINY)
         return cls(move, change, torch.where(curved, 1 / product, 0.0))
@@ -118,7 +118,7 @@ def newton_step(gradient: Tensor, history: Sequence[Step], rate: Tensor) -> Tens
     Parameters
     ----------
     gradient
-        Complex (starts, *sides).
+        Complex ``(starts, *sides)``.
     history
         The oldest first.
     rate
