@@ -106,8 +106,9 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
                 future.add_done_callback(ended.put)
                 continue
             order = running.pop(future)
+            said = _outcome(future, order)
             send()
-            outcome = campaign.died(order) if _killed(future) else campaign.ended(_outcome(future, order))
+            outcome = campaign.died(order) if said is None else campaign.ended(said)
             if outcome is not None:
                 yield outcome
     finally:
@@ -239,17 +240,19 @@ def _workers(client: Any) -> int:
         ) from error
 
 
-def _killed(future: Any) -> bool:
+def _outcome(future: Any, order: Order) -> Outcome | None:
+    """Return how an order ended; None if the process died which carried it out."""
     from distributed.scheduler import KilledWorker
 
-    return future.status == "error" and isinstance(future.exception(), KilledWorker)
-
-
-def _outcome(future: Any, order: Order) -> Outcome:
-    if future.status == "finished":
-        return Outcome(**future.result())
-    if future.status == "error":
-        error = future.exception()
+    try:
+        if future.status == "finished":
+            # What it said is lost if it dies now, and it is done again, by one who may die too.
+            return Outcome(**future.result())
+        if future.status == "error":
+            raise future.exception()
+    except KilledWorker:
+        return None
+    except Exception as error:
         return Outcome(order.raw_uid, "error", reason=f"{type(error).__name__}: {error}")
     return Outcome(
         order.raw_uid,

@@ -584,7 +584,7 @@ def test_the_next_scan_is_claimed_before_a_worker_is_free(catalog: Catalog) -> N
         while found != (sorted(claimed), given) and time.monotonic() < deadline:
             time.sleep(0.1)
             found = (
-                sorted(key.partition(".")[0] for key in claims),
+                sorted({key.partition(".")[0] for key in claims} & {*raw_uids}),
                 [one.raw_uid for one in hand.given],
             )
         assert found == (sorted(claimed), given)
@@ -592,7 +592,7 @@ def test_the_next_scan_is_claimed_before_a_worker_is_free(catalog: Catalog) -> N
     outcomes: list[Any] = []
     orders = plan(catalog, Wanted(), standard).orders
     with Campaign(catalog, orders, standard, stop.is_set) as campaign:
-        thread = threading.Thread(target=lambda: outcomes.extend(by_dask(hand, campaign)))
+        thread = threading.Thread(target=lambda: outcomes.extend(by_dask(hand, campaign)), daemon=True)
         thread.start()
         wait_for(raw_uids[:2], raw_uids[:1])
         hand.given[0].finish()
@@ -603,6 +603,27 @@ def test_the_next_scan_is_claimed_before_a_worker_is_free(catalog: Catalog) -> N
         # The third was never begun and is given back.
         wait_for([], raw_uids[:2])
     assert [outcome.raw_uid for outcome in outcomes] == raw_uids[:2]
+
+
+def test_an_answer_that_dies_with_its_worker_is_asked_for_again(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is finished, but its worker is killed before it is fetched, and so is the next one."""
+    from distributed.scheduler import KilledWorker
+
+    raw_uid, hand, answer = measure(catalog), Hand(), Given.result
+
+    def fetch(given: Given) -> dict[str, Any]:
+        if len(hand.given) == 1:
+            raise KilledWorker("work", None, 0)
+        return answer(given)
+
+    monkeypatch.setattr(Given, "result", fetch)
+    monkeypatch.setattr(Given, "add_done_callback", lambda given, tell: tell(given))
+    with campaign_of(catalog) as campaign:
+        (done,) = by_dask(hand, campaign)
+    assert (done.raw_uid, done.status) == (raw_uid, "success")
+    assert len(hand.given) == 2
 
 
 def test_a_scheduler_that_goes_away_is_told(catalog: Catalog) -> None:
