@@ -265,7 +265,7 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
         # Strong smoothing first: it finds where weaker smoothing would take long to get.
         LBFGS(12, 4 * SMOOTHNESS, least=0.05),
         ShrinkWrap(0.15, sigma=0.7),
-        LBFGS(15, SMOOTHNESS),
+        LBFGS(25, SMOOTHNESS),
     ]
     # On a CPU one by one, as their transforms are: what a fit remembers is then held for one alone.
     together = 1 if objects.density.device.type == "cpu" else len(objects.density)
@@ -292,9 +292,9 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     whole.density[window], whole.support[window] = objects.density, objects.support
     # The measured grid has more photons a degree of freedom, and needs less smoothing.
     recipe: list[Step] = [
-        LBFGS(5, SMOOTHNESS / 2),
+        LBFGS(8, SMOOTHNESS / 2),
         ShrinkWrap(0.12, sigma=0.7),
-        LBFGS(15, SMOOTHNESS / 2),
+        LBFGS(30, SMOOTHNESS / 2),
     ]
     for state in run(recipe, whole, measurement):
         watch(state)
@@ -306,6 +306,6 @@ def settle(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     if measurement.fitted is None or measurement.held_out is None:
         return objects
     everything = replace(measurement, fitted=measurement.fitted | measurement.held_out)
-    for state in run([LBFGS(8, SMOOTHNESS / 4)], objects, everything):
+    for state in run([LBFGS(16, SMOOTHNESS / 4)], objects, everything):
         watch(state)
     return objects
