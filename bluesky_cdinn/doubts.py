@@ -27,8 +27,10 @@ Mask = NDArray[np.bool_]
 # Logit of the confidence: intercept, and slopes of the logarithms of unevenness and halo, as
 # ``benchmarks/confidence.py --fit`` finds them.
 CALIBRATION = (-14.1, -3.12, -0.84)
-# What less of the two makes no difference.
-LEAST = (0.003, 1e-4)
+# What less of the two makes no difference; and voxels inside that are too few to tell an evenness.
+LEAST, INSIDE = (0.003, 1e-4), 50
+# Two objects that differ by so much, rad, can't both be right to 0.1.
+APART = 0.2
 # chi2 over which nothing was found; half of it is no reason for doubt: 10^3 counts in the peak give 0.1.
 UNEXPLAINED = 0.3
 # A second body of less than this of the first one's intensity is a speck.
@@ -126,11 +128,11 @@ def larger_body(density: Complex, support: Mask) -> tuple[Mask, float]:
 def unevenness(density: Complex, support: Mask) -> float:
     """Return the standard deviation of the amplitude over its mean, inside: the surface is left out.
 
-    1 where there is no inside, as for noise.
+    1 where there is next to no inside, as for noise and for frames of a few pixels.
     """
     box = around(support)
     amplitude = np.abs(density[box][support[box] & ~surface_voxels(support[box])])
-    if len(amplitude) < 2:
+    if len(amplitude) < INSIDE:
         return 1.0
     return float(amplitude.std() / amplitude.mean())
 
@@ -162,14 +164,16 @@ def confidence(found: Signs) -> float:
     unevenness and halo, fitted to the outcomes of simulated crystals, in every second of which something is
     wrong (docs/explanations/phasing.md). Two objects that share no place get none. Nor does one that leaves
     more than `UNEXPLAINED` of the data unexplained, however even: noise has its spots, too. One object alone
-    was not found again, and gets an even chance at most.
+    was not found again, and gets an even chance at most; two that are `APART` get half of that.
     """
     told = [found.unevenness, found.halo, found.chi2, 0.0 if found.spread_rad is None else found.spread_rad]
     if not np.isfinite(told).all():
         return 0.0
     intercept, *slopes = CALIBRATION
     right = 1 / (1 + np.exp(-intercept - np.dot(slopes, terms(found.unevenness, found.halo))))
-    most = 0.5 if found.spread_rad is None else 1.0
+    most = 1.0 if found.spread_rad is not None else 0.5
+    if found.spread_rad is not None and found.spread_rad > APART:
+        most = 0.25
     return min(float(right), most) * float(np.clip(2 * (1 - found.chi2 / UNEXPLAINED), 0, 1))
 
 

@@ -253,7 +253,8 @@ def reconstruct(
         support=support,
         chi2=chi2,
         free_llk=free_llk,
-        confidence=confidence(found),
+        # Fewer numbers than unknowns, two for each voxel, determine no object.
+        confidence=confidence(found) if centred.valid.sum() > 2 * support.sum() else 0.0,
         seconds=watch.seconds,
         cpu_s=watch.cpu_s,
         timings_s=watch.timings,

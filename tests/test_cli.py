@@ -281,7 +281,8 @@ def test_phase_gives_the_object_on_the_inputs_own_grid(tmp_path: Path, kind: str
     valid = np.isfinite(counts)
     chi2 = ((amplitude - np.sqrt(counts))[valid] ** 2).sum() / counts[valid].sum()
     assert chi2 < 0.05
-    assert chi2 == pytest.approx(answer["chi2"], rel=0.3)
+    # What is fitted of blur and background explains more than the object alone.
+    assert answer["chi2"] < 1.3 * chi2
     assert 300 < support.sum() < 900  # a ball of radius 5 holds 524 voxels
 
 
