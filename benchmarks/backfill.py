@@ -1,6 +1,6 @@
 """How a backfill scales from one process to two, and what it costs to decide what is to be done.
 
-    python benchmarks/backfill.py [--scans 12] [--side 64] [--rounds 3] [--listed 1000] [--processes 2]
+    python benchmarks/backfill.py [--scans 12] [--side 64] [--blurred] [--rounds 3] [--processes 2]
 
 Start documents without data are stored, and a plan of all of them is made. Then simulated scans, cubes of
 ``--side``, are stored in an embedded Tiled server and reconstructed again and again, by one and by several
@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from _cases import crystal_case
+from _cases import crystal_case, partly_coherent
 from event_model import compose_run
 
 from bluesky_cdinn.backfill import Wanted, plan
@@ -41,11 +41,13 @@ from bluesky_cdinn.staleness import Standard
 
 MOMENT = 1_700_000_000.0
 FIRST_SEED = 95_000
+Documents = Iterator[tuple[str, dict[str, Any]]]
 
 
-def scan_documents(number: int, side: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def scan_documents(number: int, side: int, blurred: bool) -> Documents:
     """Yield the documents of one simulated scan, frames in its events."""
-    frames = crystal_case("", "", FIRST_SEED + number, 2.0, side=side).intensity.astype(np.int32)
+    crystal = crystal_case("", "", FIRST_SEED + number, 2.0, side=side)
+    frames = (partly_coherent(crystal) if blurred else crystal).intensity.astype(np.int32)
     metadata = {"purpose": "rocking_curve", "cdi": {"detector": "det", "rocking_motor": "theta"}}
     run = compose_run(metadata={**metadata, "scan_id": number}, validate=False)
     yield "start", dict(run.start_doc)
@@ -148,14 +150,13 @@ def requests_served(settings: Settings) -> int:
         return sum(1 for _ in lines)
 
 
-def scaling(settings: Settings, scans: int, side: int, rounds: int, processes: int) -> None:
+def scaling(settings: Settings, stored: Iterable[Documents], rounds: int, processes: int) -> None:
     with Catalog(settings) as catalog:
         write = catalog.raw_writer()
-        for number in range(scans):
-            for name, document in scan_documents(number, side):
+        for documents in stored:
+            for name, document in documents:
                 write(name, document)
         catalog.flush()
-    print(f"{scans} scans of {side}^3, {os.cpu_count()} cores, one thread a process")
     headings = ["round", "processes", "s", "a scan, s", "its CPU, s", "server's", "the rest's", "requests"]
     print("".join(f"{heading:>11}" for heading in (*headings, "busy", "others", "early MB", "late MB")))
     server = psutil.Process(json.loads((settings.tiled.directory / SERVER_FILE).read_text())["pid"])
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listed", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--blurred", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -224,7 +226,10 @@ def main() -> None:
         with Catalog(settings) as holder:
             print(f"served at {holder.uri}")
             listing(settings, args.listed)
-            scaling(settings, args.scans, args.side, args.rounds, args.processes)
+            kind = "partly coherent " if args.blurred else ""
+            print(f"{args.scans} {kind}scans of {args.side}^3, {os.cpu_count()} cores, one thread a process")
+            scans = (scan_documents(number, args.side, args.blurred) for number in range(args.scans))
+            scaling(settings, scans, args.rounds, args.processes)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ its own environment. (Dask itself pickles what it sends: who can connect to its 
 import importlib.util
 import json
 import logging
+import math
 import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from typing import Any
 
 from bluesky_cdinn.backfill import Order
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 KEY_NAME = "CDINN_TILED__API_KEY"
 # Acquisition on the same machine goes first.
 NICENESS = 5
+# What takes a dead process' place on this machine is up within seconds.
+REPLACED_S = 60.0
 
 
 def carry_out_all(campaign: Campaign, *, processes: int, scheduler: str | None = None) -> Iterator[Outcome]:
@@ -50,17 +55,16 @@ def carry_out_all(campaign: Campaign, *, processes: int, scheduler: str | None =
     """
     settings = campaign.catalog.settings
     if scheduler is not None:
-        where = cluster_at(scheduler, settings)
+        with cluster_at(scheduler, settings) as client:
+            yield from by_dask(client, campaign)
     elif processes > 1:
-        where = local_cluster(settings, processes)
+        with local_cluster(settings, processes) as client:
+            yield from by_dask(client, campaign, alone_s=REPLACED_S)
     else:
         yield from one_by_one(campaign)
-        return
-    with where as client:
-        yield from by_dask(client, campaign)
 
 
-def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
+def by_dask(client: Any, campaign: Campaign, alone_s: float = math.inf) -> Iterator[Outcome]:
     """Carry orders out on the workers of a Dask cluster, one for each worker that there is at the time.
 
     Parameters
@@ -69,21 +73,31 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
         `distributed.Client`.
     campaign
         Gives the orders, and is told how they ended.
+    alone_s
+        How long to wait where there is no worker at all.
 
     Raises
     ------
     ReconstructionFailed
-        The scheduler has gone.
+        The scheduler has gone; or its workers, and none has come since.
     """
     text = portable(campaign.catalog.settings)
+    seen = time.monotonic()
     running: dict[Any, Order] = {}
     # Claimed while all are busy, so that who gets free needs not wait for Tiled.
     ready: Order | None = None
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def send() -> None:
-        nonlocal ready
-        if ready is not None and len(running) < _workers(client) and not campaign.stopped:
+        nonlocal ready, seen
+        if workers := _workers(client):
+            seen = time.monotonic()
+        elif time.monotonic() > seen + alone_s:
+            raise ReconstructionFailed(
+                f"no process is left to reconstruct, for {alone_s:g} s; run the same command again to go on"
+            )
+        # One order waits for the first worker that comes.
+        if ready is not None and len(running) < max(1, workers) and not campaign.stopped:
             future = client.submit(work, text, json.dumps(asdict(ready)), pure=False)
             running[future], ready = ready, None
             future.add_done_callback(ended.put)
@@ -102,7 +116,8 @@ def by_dask(client: Any, campaign: Campaign) -> Iterator[Outcome]:
             except queue.Empty:
                 continue
             if future.status in ("pending", "lost"):
-                # Its worker died before it was asked how it ended: it is done again.
+                # Its worker died before it was asked how it ended: it is done again, by the next one.
+                time.sleep(POLL_S)
                 future.add_done_callback(ended.put)
                 continue
             order = running.pop(future)
@@ -223,6 +238,8 @@ def _distributed(why: str) -> Any:
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """Have threads and processes that start here never see Ctrl-C, which a terminal sends to all of them."""
+    # To start it unblocks these signals, in the thread that first has need of it.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -231,9 +248,9 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _workers(client: Any) -> int:
-    """Return how many workers there are; one at least, for whom an order waits."""
+    """Return how many workers there are."""
     try:
-        return max(1, len(client.nthreads()))
+        return len(client.nthreads())
     except (OSError, TimeoutError, AttributeError, RuntimeError) as error:  # as far as it had noticed
         raise ReconstructionFailed(
             f"the Dask scheduler has gone ({type(error).__name__}); run the same command again to go on"

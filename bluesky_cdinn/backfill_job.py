@@ -31,6 +31,8 @@ READ_AGAIN_S = (2.0, 10.0, 60.0)
 """Waits before what Tiled doesn't answer is asked again."""
 
 _DELIVERY_S = 120.0
+# What they warn of is stored with the result; among a campaign's lines nobody could tell whose it is.
+_STORED_TOO = [logging.getLogger(f"bluesky_cdinn.{name}") for name in ("doubts", "seen", "sampling")]
 # torch's threads are set for the whole process, and two volumes need twice the memory.
 _one_at_a_time = threading.Lock()
 
@@ -50,6 +52,8 @@ class Outcome:
         Empty for a success.
     chi2, confidence, seconds
         As in `Reconstruction`.
+    warnings
+        How many are stored with it.
     delivered
         Whether Tiled holds it; otherwise it waits in the spool of the machine that made it.
     """
@@ -61,6 +65,7 @@ class Outcome:
     chi2: float = math.nan
     confidence: float = 0.0
     seconds: float = math.nan
+    warnings: int = 0
     delivered: bool = True
 
 
@@ -129,7 +134,13 @@ def _computed(curve: RockingCurve, options: ReconstructionOptions, deadline: flo
     def compute(allowed: ReconstructionOptions) -> Reconstruction:
         return reconstruct_curve(curve, allowed, cancelled=lambda: time.monotonic() > deadline)
 
-    return within_memory(compute, options)
+    for talkative in _STORED_TOO:
+        talkative.setLevel(logging.ERROR)
+    try:
+        return within_memory(compute, options)
+    finally:
+        for talkative in _STORED_TOO:
+            talkative.setLevel(logging.NOTSET)
 
 
 def _store(catalog: Catalog, order: Order, result: Reconstruction) -> Outcome:
@@ -146,6 +157,7 @@ def _store(catalog: Catalog, order: Order, result: Reconstruction) -> Outcome:
         result.chi2,
         result.confidence,
         result.seconds,
+        sum(len(step.get("warnings", ())) for step in result.history),
         delivered=catalog.flush(_DELIVERY_S),
     )
 

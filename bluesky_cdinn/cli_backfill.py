@@ -118,6 +118,8 @@ def _line(outcome: "Outcome") -> str:
     if outcome.status == "success":
         numbers = f"chi2 {outcome.chi2:.5f}, confidence {outcome.confidence:.2f}, {outcome.seconds:.1f} s"
         scan += f" as {outcome.processed_uid[:8]}, {numbers}"
+        if outcome.warnings:
+            scan += f", warnings: {outcome.warnings}"
     else:
         scan += f": {outcome.reason}"
     return scan if outcome.delivered else f"{scan}; waits in the spool"

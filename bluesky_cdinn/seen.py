@@ -81,12 +81,12 @@ def remarks(numbers: Mapping[str, float]) -> list[str]:
     """Return, and log, a line for each of the numbers of `seen_numbers` that an experimenter should know."""
     lines = []
     blurred = [
-        f"{numbers[key]:.2f} along {name}"
+        f"{numbers[key]:.2f} voxels along {name}"
         for name in AXES
         if numbers.get(key := f"coherence_sigma_{name}", 0.0) > BLURRED
     ]
     if blurred:
-        lines.append(f"blurred: by {', '.join(blurred)} voxels, one sigma: fitted; close the slits further")
+        lines.append(f"blurred: by {', '.join(blurred)} (one sigma): fitted; close the slits further")
     if numbers.get("background_share", 0.0) > SHARE:
         lines.append(
             f"background: {numbers['background_counts']:.2g} counts a voxel, "

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from bluesky_cdinn import backfill_dask, backfill_job, listing
 from bluesky_cdinn.backfill import Order, Plan, Wanted, decide, plan
-from bluesky_cdinn.backfill_campaign import Campaign
+from bluesky_cdinn.backfill_campaign import POLL_S, Campaign
 from bluesky_cdinn.backfill_claims import BackfillClaims
 from bluesky_cdinn.backfill_dask import by_dask, carry_out_all, cluster_at, local_cluster, portable
 from bluesky_cdinn.backfill_job import carry_out
@@ -486,6 +486,13 @@ def test_a_process_keeps_the_memory_that_each_volume_needs_again(client: Any) ->
     assert client.submit(backfill_jobs.in_environment, name, pure=False).result() == os.environ.get(name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the masks are read from /proc")
+def test_no_process_hears_ctrl_c(client: Any) -> None:
+    for masks in client.run(backfill_jobs.blocked_signals).values():
+        assert masks
+        assert all(blocked == {signal.SIGINT, signal.SIGTERM} for blocked in masks.values())
+
+
 def test_a_worker_that_is_killed_loses_nothing(
     catalog: Catalog, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -560,6 +567,13 @@ class Hand:
         return self.given[-1]
 
 
+class Nobody(Hand):
+    """A Dask cluster whose workers have gone for good."""
+
+    def nthreads(self) -> dict[str, int]:
+        return {}
+
+
 class Given:
     status = "finished"
 
@@ -624,6 +638,32 @@ def test_an_answer_that_dies_with_its_worker_is_asked_for_again(
         (done,) = by_dask(hand, campaign)
     assert (done.raw_uid, done.status) == (raw_uid, "success")
     assert len(hand.given) == 2
+
+
+def test_processes_lost_for_good_are_told_and_the_scans_left_to_others(catalog: Catalog) -> None:
+    for _ in range(2):
+        measure(catalog)
+    began = time.process_time()
+    with campaign_of(catalog) as campaign, pytest.raises(ReconstructionFailed, match="no process is left"):
+        list(by_dask(Nobody(), campaign, alone_s=3.0))
+    # It waited, and did not ask all the time.
+    assert time.process_time() - began < 2.0
+    assert [done.status for done in made_one_by_one(catalog)] == ["success", "success"]
+
+
+def test_an_answer_that_is_lost_is_waited_for(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw_uid, looks = measure(catalog), []
+
+    def told(given: Given, tell: Any) -> None:
+        looks.append(time.monotonic())
+        given.status = "lost" if len(looks) < 3 else "finished"
+        tell(given)
+
+    monkeypatch.setattr(Given, "add_done_callback", told)
+    with campaign_of(catalog) as campaign:
+        (done,) = by_dask(Hand(), campaign)
+    assert done.raw_uid == raw_uid
+    assert looks[-1] - looks[0] >= 2 * POLL_S
 
 
 def test_a_scheduler_that_goes_away_is_told(catalog: Catalog) -> None:

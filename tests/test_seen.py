@@ -22,7 +22,7 @@ def test_coherence_falls_over_the_length_that_is_told():
     assert "coherence_length_row_nm" not in numbers
     lag = numbers["coherence_length_column_nm"] / 6.0
     assert np.exp(-2 * (np.pi * 0.8 * lag / 12) ** 2) == pytest.approx(np.exp(-0.5))
-    assert remarks(numbers)[0].startswith("blurred: by 0.80 along column voxels, one sigma")
+    assert remarks(numbers)[0].startswith("blurred: by 0.80 voxels along column (one sigma)")
 
 
 def test_background_and_frames_are_told():
