@@ -23,12 +23,13 @@ def show(
     directory: Directory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one stored reconstruction: its numbers, and with -o a figure."""
+    """Show one stored reconstruction: its numbers and warnings, and with -o a figure."""
     with answering(as_json) as answer:
         if output is not None:
             require_figure(output)
         from bluesky_cdinn.catalog import connect
         from bluesky_cdinn.documents import finite_scalars
+        from bluesky_cdinn.report import warning_lines
 
         with connect(settings(directory)) as catalog:
             result = catalog.load(uid)
@@ -50,6 +51,8 @@ def show(
         }
         if not as_json:
             print_table(number_table(result))
+            for line in warning_lines(result):
+                print(f"warning: {line}")
 
 
 @app.command()

@@ -123,14 +123,14 @@ def half_sets(objects: Boxed, counted: Counted, measured: Sequence[float], seed:
     counts = counted.counts
     dealt = list(thinned(counts, np.random.default_rng(seed)))
     # Each half goes as soon as it is fitted: whole grids are large.
-    first, second = (fitted_to(dealt.pop(0), objects, number, counted) for number in range(2))
-    second = quality.align(second, first).astype(np.complex64, copy=False)
+    densities = [fitted_to(dealt.pop(0), objects, number, counted) for number in range(2)]
+    densities[1] = quality.align(densities[1], densities[0]).astype(np.complex64, copy=False)
     inner = [round(n * share) for n, share in zip(counts.shape, measured, strict=True)]
     window = window_on_grid(counts.shape, inner)
     fitted = None if counted.fitted is None else counted.fitted.cpu()
     fields = np.empty((2, *inner), np.complex64)
-    for place, density in enumerate((first, second)):
-        whole = torch.fft.fftn(torch.from_numpy(density), norm="ortho")
+    for place in range(2):
+        whole = torch.fft.fftn(torch.from_numpy(densities.pop(0)), norm="ortho")
         if fitted is not None:
             whole.mul_(fitted)
         fields[place] = to_centre(whole).numpy()[window]

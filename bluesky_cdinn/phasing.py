@@ -202,7 +202,8 @@ def agreement(objects: Objects) -> float:
     """Return the complex correlation of the first two objects; 1 for a single one, which can't disagree."""
     if len(objects.density) < 2:
         return 1.0
-    first, second = to_centre(objects.density[:2]).cpu().numpy()
+    # Where the origin is doesn't matter here.
+    first, second = objects.density[:2].cpu().numpy()
     return quality.correlation(second, first)
 
 
@@ -290,6 +291,7 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     window = (slice(None), *window_on_grid(shape, objects.density.shape[-3:]))
     # The objects are centred at n // 2, away from the smaller box's edge.
     whole.density[window], whole.support[window] = objects.density, objects.support
+    del objects
     # The measured grid has more photons a degree of freedom, and needs less smoothing.
     recipe: list[Step] = [
         LBFGS(8, SMOOTHNESS / 2),

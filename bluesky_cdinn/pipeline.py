@@ -203,26 +203,28 @@ def reconstruct(
         if keep is not None and options.refine and phasing.agreement(solution.finalists) > phasing.AGREED:
             keep(WarmStart.of(solution.finalists, posed, centred))
         with watch.stage("judge"):
-            numbers = judge(best, solution.finalists, posed.full)
-            if solution.guess_chi2 is not None:
-                numbers["guess_chi2"] = solution.guess_chi2
-            # Whole grids are large: what is left to do with the finalists needs their box alone.
-            finalists, origin = Boxed.of(solution.finalists), solution.origin
-            del solution
+            noted = {**parameters(options, posed.working, device), **solution.origin}
+            # Whole grids are large: what is left to do with the finalists needs their counts and box alone.
+            counted, measurement = Counted.of(posed.working.measurement), posed.full
+            whole, guess_chi2 = solution.finalists, solution.guess_chi2
+            del posed, solution
+            numbers = judge(best, whole, measurement)
+            if guess_chi2 is not None:
+                numbers["guess_chi2"] = guess_chi2
+            finalists = Boxed.of(whole)
+            del whole
             if options.refine:
-                best = phasing.settle(best, posed.full, watch)
+                best = phasing.settle(best, measurement, watch)
             shape = centred.intensity.shape
             best = unpadded(best, shape)
-            seen = None if posed.full.detection is None else posed.full.detection.window(shape)
+            seen = None if measurement.detection is None else measurement.detection.window(shape)
             expected = expected_counts(best, seen)
             chi2, slices = misfit(expected, centred), compared_slices(expected, centred)
             density, support = quality.canonical(
                 to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
             )
-            noted = {**parameters(options, posed.working, device), **origin}
-            counted = Counted.of(posed.working.measurement)
-            share = np.divide(centred.intensity.shape, posed.full.magnitude.shape).tolist()
-            del best, posed
+            share = np.divide(centred.intensity.shape, measurement.magnitude.shape).tolist()
+            del best, measurement
             halves = halved(finalists, counted, share, options.seed)
     support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
@@ -398,13 +400,15 @@ def finished(
     full: bool,
 ) -> Solution:
     """Fit the best object to the full grid too, unless that is left for later."""
-    best = objects.keep(torch.arange(1))
+    first = torch.arange(1)
     if posed.working.measurement.magnitude is posed.full.magnitude:
-        posed = replace(posed, full=posed.working.measurement)
-    elif full:
+        best, posed = objects.keep(first), replace(posed, full=posed.working.measurement)
+    elif not full:
+        best = objects.keep(first)
+    else:
         whole = blurred_alike(posed.full, posed.working.measurement)
         with watch.stage("polish"):
-            best = phasing.finish(best, whole, watch)
+            best = phasing.finish(objects.keep(first), whole, watch)
             if options.imperfections:
                 whole = fitted_with_background(best, whole, watch)
         posed = replace(posed, full=whole)

@@ -61,7 +61,7 @@ def gaussian_blur(values: Tensor, sigma: float) -> Tensor:
         make = torch.fft.rfftfreq if axis == -1 else torch.fft.fftfreq
         frequency = make(n, device=values.device)
         factor = torch.exp(-2 * (torch.pi * sigma * frequency) ** 2)
-        spectrum = spectrum * factor.reshape([-1 if a == axis else 1 for a in AXES])
+        spectrum.mul_(factor.reshape([-1 if a == axis else 1 for a in AXES]))
     return torch.fft.irfftn(spectrum, s=shape, dim=AXES)
 
 

@@ -16,6 +16,7 @@ import pytest
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
+from bluesky_cdinn import report
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.cli import app, settings
 from bluesky_cdinn.doctor import ball_curve
@@ -127,6 +128,12 @@ def test_show_prints_numbers_as_people_read_them(replayed: dict[str, Any], home:
     assert done.exit_code == 0
     assert "agreement of starts" in done.stdout
     assert "nm" in done.stdout
+
+
+def test_show_warns(replayed: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "warning_lines", lambda result: ["the peak is cut"])
+    done = CliRunner().invoke(app, ["show", replayed["processed_uid"][:8], "--directory", str(home)])
+    assert done.stdout.endswith("warning: the peak is cut\n")
 
 
 @pytest.mark.parametrize("command", ["show", "report"])
