@@ -124,7 +124,7 @@ def fly(det, theta, frames):
     @bpp.run_decorator(md={"purpose": "rocking_curve", "cdi": {"rocking_motor": "det-angle"}})
     def plan():
         yield from bps.mv(theta, ANGLES[0], theta.velocity, 0.5)
-        yield from bps.prepare(det, TriggerInfo(livetime=0.02, number_of_events=frames), wait=True)
+        yield from bps.prepare(det, TriggerInfo(livetime=0.05, number_of_events=frames), wait=True)
         yield from bps.declare_stream(det, name="primary", collect=True)
         yield from bps.abs_set(theta, ANGLES[-1], group="turn")
         yield from bps.kickoff(det, wait=True)
@@ -151,8 +151,7 @@ def test_a_fly_scan_has_its_angles_in_the_file_too(RE, catalog, live, devices):
     assert len(curve.frames) == 20
     nearest = [int(np.abs(ANGLES - angle).argmin()) for angle in curve.angles_deg]
     np.testing.assert_array_equal(curve.frames, FRAMES[nearest])
-    # The motor moves on while the frames come; how far depends on the machine.
-    assert len(set(nearest)) > 1
+    assert len(set(nearest)) > 3
     assert len(batches) < 2 * 20
     summary = live.result(uid).result(timeout=60)
     assert (summary.status, summary.reason) == ("success", "")
