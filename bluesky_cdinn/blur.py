@@ -1,139 +1,214 @@
-"""How far a beam's partial coherence blurs a pattern, told by the object that fits best.
+"""How far a beam's partial coherence blurs a pattern, told by fitting it together with the object.
 
-An object that was fitted without blur has given way to it, and its own derivatives by the blur tell next to
-nothing. The misfit of objects that were settled each under a blur of its own has a sharp minimum at the
-beam's (docs/explanations/phasing.md). On the coarsest level that takes a hundredth of a second each.
+An object that was fitted without blur has given way to it: its own derivatives by the blur tell next to
+nothing, and taking turns between the two gets nowhere, for along the valley that both lie in the misfit
+hardly falls. A quasi-Newton descent in both at once learns the valley's direction
+(docs/explanations/phasing.md). A background is fitted with them, which would be taken for blur otherwise.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from bluesky_cdinn.detection import COHERENT, Blur, Detection
+from bluesky_cdinn.detection import ANSCOMBE, COHERENT, Blur, Detection
 from bluesky_cdinn.forward import AXES, poisson_deviance
 from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, run
+from bluesky_cdinn.support import TINY
 
-Variance = NDArray[np.float64]
+# What is tried first, sigma in voxels.
+LEAST = 0.2
+# Share of the misfit that it must take away for a fit to be worth its while; not asked where a deviance of a
+# voxel exceeds what objects leave that are right.
+WORTHWHILE, WRONG = 0.01, 5.0
+# Iterations that settle an object under a blur; of the fit of both.
+SETTLING, FITTING = 12, 60
+# Counts a voxel that a background starts from; none would stay none.
+FAINT = 0.05
+# By which finite differences tell how much the pattern depends on a number.
+STEP = 0.02
 
-# What is tried first, sigma**2 in voxels squared; the widest that a crystal survives; by what factor each
-# try exceeds the one before.
-LEAST, MOST, STEP = 0.04, 4.0, 2.25
-# Share of the misfit that the first try must take away, deviance of a voxel that the best one must, and
-# iterations that settle an object in each. Clean patterns of 10^3 counts lose up to 0.10, those with a
-# background of 0.1 counts 0.17; a blur of half a voxel takes 0.5 and more from 10^4 counts on.
-WORTHWHILE, LEAST_GAIN, ITERATIONS = 0.01, 0.2, 12
-# How far to either side of what is known each axis is looked at on its own, as a share of sigma**2; in turn.
-ASIDE = (0.5, 0.25)
+Take = Callable[[Objects], None]
 
 
-def found_blur(
-    objects: Objects, measurement: Measurement, smoothness: float, watch: Callable[[Objects], None]
-) -> Blur:
-    """Return the blur under which the first object fits best, one sigma along each axis, voxels.
+def coherent_misfit(
+    objects: Objects, measurement: Measurement, smoothness: float, watch: Take
+) -> float | None:
+    """Return the Poisson deviance a voxel without blur; None where none need be looked for.
+
+    Parameters
+    ----------
+    objects, measurement, smoothness, watch
+        As in `fitted_blur`.
+    """
+    coherent, little = under(measurement, COHERENT), under(measurement, (LEAST, LEAST, LEAST))
+    without = settled(objects, coherent, smoothness, watch)
+    now = deviance(without, coherent)
+    if now < WRONG:
+        then = deviance(settled(objects, little, smoothness, watch), little)
+        if not then < (1 - WORTHWHILE) * now:
+            return None
+    return descended(Fit.of(without, measurement, ()), watch).misfit()
+
+
+def fitted_blur(
+    objects: Objects, measurement: Measurement, smoothness: float, watch: Take, start: Blur, *, alike: bool
+) -> tuple[Blur, float]:
+    """Return the blur that fits best together with the first object, and the deviance a voxel then.
 
     Parameters
     ----------
     objects
         Fitted to the measurement; they stay as they are.
     measurement
-        On a small grid: the object is fitted to it twice over, and where it is blurred two dozen times.
+        On a small grid: an object is fitted to it some 75 times over.
     smoothness
         As `lbfgs.LBFGS` takes it.
     watch
-        Gets the object after each iteration of each trial.
+        Gets the object after each iteration.
+    start
+        One sigma along each axis, voxels.
+    alike
+        Whether sigma is the same along all axes: what can be told of an object that isn't right yet.
     """
-    trials = Trials(objects.keep(torch.arange(1)), measurement, smoothness, watch)
-    none = trials.misfit(np.zeros(3))
-    if not trials.misfit(np.full(3, LEAST)) < (1 - WORTHWHILE) * none:
-        return COHERENT
-    alike_along_all(trials, none)
-    for share in ASIDE:
-        for axis in range(3):
-            along_one(trials, axis, share)
-    if none - trials.least < LEAST_GAIN:
-        return COHERENT
-    a, b, c = np.sqrt(trials.variance)
-    return float(a), float(b), float(c)
+    known = settled(objects, under(measurement, start), smoothness, watch)
+    fit = descended(Fit.of(known, measurement, start[:1] if alike else start), watch)
+    return fit.blur, fit.misfit()
+
+
+def settled(objects: Objects, measurement: Measurement, smoothness: float, watch: Take) -> Objects:
+    """Return the first of some objects after a few iterations more."""
+    first = objects.keep(torch.arange(1))
+    for state in run([ShrinkWrap(0.2, sigma=0.8), LBFGS(SETTLING, smoothness)], first, measurement):
+        watch(state)
+    return first
+
+
+def under(measurement: Measurement, blur: Blur) -> Measurement:
+    """Return the measurement as a beam of that coherence gives it."""
+    a, b, c = measurement.magnitude.shape
+    return replace(measurement, detection=Detection((a, b, c), blur))
+
+
+def deviance(objects: Objects, measurement: Measurement) -> float:
+    """Return the Poisson deviance a voxel of the first object."""
+    power = torch.fft.fftn(objects.density, dim=AXES, norm="ortho").abs().square()
+    counts = measurement.magnitude.square()
+    return float(poisson_deviance(measurement.expected(power), counts, measurement.fitted)[0])
+
+
+def descended(fit: "Fit", watch: Take) -> "Fit":
+    """Return a fit after its iterations."""
+    for state in fit.iterations():
+        watch(state)
+    return fit
 
 
 @dataclass(eq=False)
-class Trials:
-    """Blurs that are tried, and the best of them.
+class Fit:
+    """An object, the blur of its pattern and a background, fitted together.
+
+    All are scaled so that the misfit, in square roots of counts, curves about alike along each, and the
+    roots of sigma**2 and of the background are what varies, so that none comes out negative.
 
     Parameters
     ----------
     objects
-        One object, as it settled under the best blur; each trial starts there.
+        One object; its density changes.
     measurement
-        That it is fitted to.
-    smoothness
-        Of its interior.
-    watch
-        As in `found_blur`.
-    variance
-        sigma**2 of the best blur, voxels squared, float64 (3,).
-    least
-        Its misfit.
+        That it is fitted to, inside its support.
+    values
+        The density's real and imaginary parts, then sigma along each axis and the background's root, each
+        over its scale; one sigma for all axes, or none for a coherent beam.
+    scales
+        Of the numbers after the density.
     """
 
     objects: Objects
     measurement: Measurement
-    smoothness: float
-    watch: Callable[[Objects], None]
-    variance: Variance = field(default_factory=lambda: np.zeros(3))
-    least: float = np.inf
+    values: tuple[Tensor, Tensor]
+    scales: Tensor
 
-    def misfit(self, variance: Variance) -> float:
-        """Return the Poisson deviance a voxel of the object settled under a blur."""
-        shape = self.measurement.magnitude.shape
-        a, b, c = np.sqrt(variance)
-        seen = Detection((shape[0], shape[1], shape[2]), (float(a), float(b), float(c)))
-        measurement = replace(self.measurement, detection=seen)
-        known = self.objects
-        trial = Objects(known.density.clone(), known.support.clone(), known.chi2)
-        for state in run(
-            [ShrinkWrap(0.2, sigma=0.8), LBFGS(ITERATIONS, self.smoothness)], trial, measurement
-        ):
-            self.watch(state)
-        power = torch.fft.fftn(trial.density, dim=AXES, norm="ortho").abs().square()
-        counts = measurement.magnitude.square()
-        misfit = float(poisson_deviance(seen.expected(power), counts, measurement.fitted)[0])
-        if misfit < self.least and variance.any():
-            self.objects, self.variance, self.least = trial, variance, misfit
-        return misfit
+    @classmethod
+    def of(cls, objects: Objects, measurement: Measurement, sigmas: Sequence[float]) -> "Fit":
+        """Start from an object settled under a blur: none, one for all axes, or one for each, voxels."""
+        numbers = torch.tensor([*sigmas, FAINT**0.5], device=objects.density.device).clamp_min_(STEP)
+        density = torch.view_as_real(objects.density * objects.support).clone()
+        fit = cls(objects, measurement, (density, numbers), torch.ones_like(numbers))
+        before = fit.roots(density, numbers)
+        steps = STEP * torch.eye(len(numbers), device=numbers.device)
+        slopes = [(fit.roots(density, numbers + step) - before).square().sum() / STEP**2 for step in steps]
+        fit.scales = torch.stack(slopes).clamp_min(TINY).rsqrt()
+        fit.values = (density, numbers / fit.scales)
+        return fit
+
+    @property
+    def blur(self) -> Blur:
+        """One sigma along each axis, voxels."""
+        *sigmas, _ = (self.values[1].detach() * self.scales).abs().tolist()
+        if len(sigmas) < 3:
+            return (sigmas[0],) * 3 if sigmas else COHERENT
+        return sigmas[0], sigmas[1], sigmas[2]
+
+    def expected(self, density: Tensor, numbers: Tensor) -> Tensor:
+        """Return the counts to expect, float (1, n0, n1, n2); differentiable."""
+        field = torch.fft.fftn(torch.view_as_complex(density) * self.objects.support, dim=AXES, norm="ortho")
+        power = field.real.square() + field.imag.square()
+        if len(numbers) > 1:
+            shape = power.shape[1:]
+            lags = torch.fft.rfftn(power, dim=AXES) * coherence(shape, numbers[:-1].expand(3))
+            power = torch.fft.irfftn(lags, s=shape, dim=AXES).clamp_min(0)
+        return power + numbers[-1].square()
+
+    def roots(self, density: Tensor, numbers: Tensor) -> Tensor:
+        """Return the square roots of expected counts, where counts are to be fitted."""
+        fitted = self.measurement.fitted
+        roots = (self.expected(density, numbers) + ANSCOMBE).sqrt()
+        return roots if fitted is None else roots * fitted
+
+    def iterations(self) -> Iterator[Objects]:
+        """Descend; yields the object after each look at the misfit."""
+        magnitude, fitted = self.measurement.magnitude, self.measurement.fitted
+        wanted = (magnitude.square() + ANSCOMBE).sqrt()
+        wanted = wanted if fitted is None else wanted * fitted
+        density, numbers = (value.requires_grad_() for value in self.values)
+        descent = torch.optim.LBFGS(
+            [density, numbers],
+            max_iter=1,
+            max_eval=25,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=0,
+            tolerance_change=0,
+        )
+
+        def loss() -> Tensor:
+            descent.zero_grad()
+            with torch.enable_grad():
+                gap = (self.roots(density, numbers * self.scales) - wanted).square().sum()
+                gap.backward()
+            return gap.detach()
+
+        for _ in range(FITTING):
+            descent.step(loss)
+            self.objects.density = torch.view_as_complex(density.detach()) * self.objects.support
+            yield self.objects
+
+    def misfit(self) -> float:
+        """Return the Poisson deviance a voxel."""
+        density, numbers = self.values
+        expected = self.expected(density.detach(), numbers.detach() * self.scales)
+        counts = self.measurement.magnitude.square()
+        return float(poisson_deviance(expected, counts, self.measurement.fitted)[0])
 
 
-def alike_along_all(trials: Trials, none: float) -> None:
-    """Try blurs that are the same along each axis, up to the widest that is needed."""
-    tried, misfits = [0.0, LEAST], [none, trials.least]
-    while misfits[-1] < misfits[-2] and tried[-1] < MOST:
-        tried.append(STEP * tried[-1])
-        misfits.append(trials.misfit(np.full(3, tried[-1])))
-    trials.misfit(np.full(3, lowest(tried[-3:], misfits[-3:])))
-
-
-def along_one(trials: Trials, axis: int, share: float) -> None:
-    """Try more and less blur along one axis, and what lies lowest on the parabola through them."""
-    middle, step = trials.variance, share * trials.variance.mean() * np.eye(3)[axis]
-    places, misfits = [middle], [trials.least]
-    less = np.maximum(middle - step, 0) if middle[axis] else middle + step / 2
-    for place in (middle + step, less):
-        places.append(place)
-        misfits.append(trials.misfit(place))
-    along = [float(place[axis]) for place in places]
-    reach = middle[axis] + 2 * step[axis] * np.array([-1, 1])
-    best = middle.copy()
-    best[axis] = np.clip(lowest(along, misfits), *reach.clip(0))
-    trials.misfit(best)
-
-
-def lowest(places: list[float], values: list[float]) -> float:
-    """Return where the parabola through three points is lowest, or the lowest of them if it has no bottom."""
-    bend, slope, _ = np.polyfit(places, values, 2)
-    if bend <= 0:
-        return places[int(np.argmin(values))]
-    return float(np.clip(-slope / (2 * bend), 0, MOST))
+def coherence(shape: Sequence[int], sigmas: Tensor) -> Tensor:
+    """Return what `detection.mutual_coherence` does, differentiable by sigma, float (3,)."""
+    exponent = torch.zeros((), device=sigmas.device)
+    for axis, n in enumerate(shape):
+        lag = torch.fft.rfftfreq(n) if axis == 2 else torch.fft.fftfreq(n)
+        square = lag.square().to(sigmas.device).reshape([-1 if a == axis else 1 for a in range(3)])
+        exponent = exponent - 2 * torch.pi**2 * sigmas[axis].square() * square
+    return exponent.exp()

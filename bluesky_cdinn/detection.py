@@ -140,7 +140,7 @@ class Detection:
         return self if self.background is None else replace(self, background=share * self.background)
 
 
-def without_blur(counts: Tensor, blur: Blur) -> Tensor:
+def without_blur(counts: Tensor, blur: Blur, noise: float = NOISE) -> Tensor:
     """Return the pattern that a coherent beam would have given, as far as noise lets it be told.
 
     Each lag of the autocorrelation is divided by the mutual coherence, and those that don't stand out from
@@ -152,11 +152,13 @@ def without_blur(counts: Tensor, blur: Blur) -> Tensor:
         float (n0, n1, n2).
     blur
         One sigma along each axis, voxels.
+    noise
+        Power under which a lag tells nothing, in that of counting noise, which exceeds it in ``exp(-noise)``.
     """
     shape = tuple(counts.shape)
     lags = torch.fft.rfftn(counts, dim=AXES)
     power = lags.real.square() + lags.imag.square()
-    kept = (1 - NOISE * counts.sum() / power.clamp_min(TINY)).clamp_min(0)
+    kept = (1 - noise * counts.sum() / power.clamp_min(TINY)).clamp_min(0)
     lags.mul_(kept / mutual_coherence(shape, blur).clamp_min(FAINT).to(counts.device))
     return torch.fft.irfftn(lags, s=shape, dim=AXES).clamp_min_(0)
 

@@ -43,6 +43,8 @@ TRUSTED, ROOM_OF_GUESS = 0.1, 1.2
 # How often the network is asked, each time from other random phases, and of how many of an attempt's starts:
 # most guesses are good, so that few are worth their while.
 ROUNDS, GUESSES = 3, 2
+# How many times the iterations and the smoothing a blurred pattern's last fit takes.
+BLURRED = 2
 # Complex correlation of two fitted objects under which they are fitted once more.
 SETTLED = 0.995
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
@@ -260,13 +262,15 @@ def fitted(objects: Objects, problem: Problem, watch: Watch) -> Objects:
 
 def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     """Fit objects to the end inside a support that is found a last time."""
+    # What blur has taken of the long lags comes back slowly, and with it noise.
+    more = BLURRED if measurement.detection is not None and any(measurement.detection.blur) else 1
     recipe: list[Step] = [
         CentreObjects(),
         ShrinkWrap(0.15, sigma=0.7),
         # Strong smoothing first: it finds where weaker smoothing would take long to get.
-        LBFGS(12, 4 * SMOOTHNESS, least=0.05),
+        LBFGS(12 * more, 4 * SMOOTHNESS, least=0.05),
         ShrinkWrap(0.15, sigma=0.7),
-        LBFGS(25, SMOOTHNESS),
+        LBFGS(25 * more, SMOOTHNESS * more),
     ]
     # On a CPU one by one, as their transforms are: what a fit remembers is then held for one alone.
     together = 1 if objects.density.device.type == "cpu" else len(objects.density)

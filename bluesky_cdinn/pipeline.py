@@ -25,14 +25,9 @@ from bluesky_cdinn.forward import AXES, poisson_deviance, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
 from bluesky_cdinn.half_sets import Boxed, Counted, half_sets
-from bluesky_cdinn.imperfections import (
-    blur_of,
-    blurred,
-    blurred_alike,
-    fitted_with_background,
-    searched_again,
-)
+from bluesky_cdinn.imperfections import fitted_with_background
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
+from bluesky_cdinn.partial_coherence import blur_of, blurred, blurred_alike, searched_again
 from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.physical import lattice_parameters, physical_result, table_of_facets
 from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, padded, pose, unpadded
@@ -356,7 +351,7 @@ def solve(
 
         found = search(problem)
         if options.imperfections:
-            problem, found = searched_again(problem, found, search, watch)
+            problem, found = searched_again(posed, options.seed, found, search, watch)
         objects = found.objects.keep(torch.arange(min(FINALISTS, options.starts)))
     objects, problem = refined(objects, problem, problem.levels[1:], options, watch)
     origin = {"found_from": found.start, **weights}

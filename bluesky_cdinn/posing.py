@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bluesky_cdinn import phasing, quality
+from bluesky_cdinn.detection import COHERENT, Blur, without_blur
 from bluesky_cdinn.errors import InvalidInput
 from bluesky_cdinn.forward import backpropagate, propagate, to_centre, to_corner
 from bluesky_cdinn.grid import (
@@ -32,6 +34,9 @@ FRINGES = 0.02
 FILLED = 0.01
 # Volumes of fewer voxels than this aren't worth padding, nor any whose edge holds more of its counts.
 LARGE, CROSSED = 300_000, 1e-3
+# Power of a lag, in that of counting noise, that no noise has by chance; and by how much a crystal may exceed
+# what blur leaves of it (1.35 times at 1.2 voxels): more is a halo, or noise, that was amplified.
+CERTAIN, HIDDEN = 20.0, 1.4
 # Fewer slices or counts than this hold no crystal.
 FEWEST_SLICES, FEWEST_COUNTS = 8, 500
 
@@ -150,29 +155,60 @@ def pose(volume: DiffractionVolume, options: ReconstructionOptions, device: torc
     free = held_out_voxels(volume.valid, HELD_OUT, CORE, rng)
     filled = fill_invalid(intensity, volume.valid)
     full = _measurement(intensity, volume.valid, free, filled, device)
-    # A level high enough to leave out the autocorrelation's halo; the margins make up for what it cuts.
-    box = to_centre(autocorrelation_support(full.intensity, 0.01)).cpu().numpy()
-    extent = [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
-    slices: NDArray[np.bool_] = np.asarray(volume.valid.any(axis=(1, 2)))
+    del intensity, free, filled
+    return Posed(sampled(full, options.seed), full)
+
+
+def sampled(full: Measurement, seed: int, blur: Blur = COHERENT) -> phasing.Problem:
+    """Return a measurement as a phase problem on no finer a grid than its crystal needs.
+
+    Parameters
+    ----------
+    full
+        On the volume's own grid.
+    seed
+        Of the voxels that are held out on another grid.
+    blur
+        What the pattern is known to be blurred by, voxels: it shortens the autocorrelation.
+    """
+    extent = extent_of(full.intensity)
+    if any(blur):
+        whole = extent_of(without_blur(full.intensity, blur, CERTAIN))
+        if all(true <= HIDDEN * seen for true, seen in zip(whole, extent, strict=True)):
+            extent = [max(pair) for pair in zip(whole, extent, strict=True)]
+    filled = to_centre(full.intensity).cpu().numpy()
+    assert full.fitted is not None
+    assert full.held_out is not None
+    free = to_centre(full.held_out).cpu().numpy()
+    valid = to_centre(full.fitted).cpu().numpy() | free
+    slices: NDArray[np.bool_] = np.asarray(valid.any(axis=(1, 2)))
     # What is guessed of whole slices to come says nothing of how far the counts reach.
     reached = filled * slices[:, None, None]
-    shape = sufficient_shape(intensity.shape, extent)
-    if _share(filled, ~volume.valid) > FILLED:
+    shape = sufficient_shape(filled.shape, extent)
+    if _share(filled, ~valid) > FILLED:
         # Along the detector's axes alone each slice stays what it is, measured or not.
-        shape = sufficient_shape(intensity.shape, (intensity.shape[0], *extent[1:]))
-        slices_hold = _share(reached, ~volume.valid) <= FILLED
-        shape = shape if slices_hold else intensity.shape
+        shape = sufficient_shape(filled.shape, (filled.shape[0], *extent[1:]))
+        slices_hold = _share(reached, ~valid) <= FILLED
+        shape = shape if slices_hold else filled.shape
     else:
         slices = np.ones_like(slices)
-    if shape == intensity.shape:
-        return Posed(phasing.Problem(full, coarse_levels(reached, extent)), full)
-    sampled = resample_intensity(filled, (volume.valid & ~free) | ~slices[:, None, None], shape)
+    if shape == filled.shape:
+        return phasing.Problem(full, coarse_levels(reached, extent))
+    coarser = resample_intensity(filled, (valid & ~free) | ~slices[:, None, None], shape)
     measured = np.ones(shape, dtype=np.bool_)
     if not slices.all():
         measured[~slices] = False
-    spared = held_out_voxels(measured, HELD_OUT, CORE, rng)
-    working = _measurement(sampled * measured, measured, spared, sampled, device)
-    return Posed(phasing.Problem(working, coarse_levels(sampled * measured, extent)), full)
+    spared = held_out_voxels(measured, HELD_OUT, CORE, np.random.default_rng([seed, 1]))
+    device = full.magnitude.device
+    working = _measurement(coarser * measured, measured, spared, coarser, device)
+    return phasing.Problem(working, coarse_levels(coarser * measured, extent))
+
+
+def extent_of(counts: Tensor) -> list[int]:
+    """Return a crystal's extent along each axis, voxels, by the autocorrelation of its counts."""
+    # A level high enough to leave out the halo; the grid's margins make up for what it cuts.
+    box = to_centre(autocorrelation_support(counts, 0.01)).cpu().numpy()
+    return [int(box.any(axis=tuple(a for a in quality.AXES if a != axis)).sum()) for axis in quality.AXES]
 
 
 def _share(counts: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
