@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bluesky_cdinn import phasing, pipeline, quality
+from bluesky_cdinn.boxed import Boxed
 from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.doubts import confidence, signs
@@ -24,7 +25,7 @@ from bluesky_cdinn.fallback import within_memory
 from bluesky_cdinn.forward import AXES, amplitude_loss, to_centre
 from bluesky_cdinn.frame_files import load_frames
 from bluesky_cdinn.grid import fast_side, window_on_grid
-from bluesky_cdinn.half_sets import Boxed, Counted
+from bluesky_cdinn.half_sets import Counted
 from bluesky_cdinn.posing import Posed, centre_peak, padded, pose
 from bluesky_cdinn.preview import Frame, preview
 from bluesky_cdinn.records import (
@@ -255,7 +256,7 @@ def update(
         seed = options.seed + len(known)
         searching = options.model_copy(update={"seed": seed})
         solution = pipeline.solve(posed, searching, watch, warm, full=False)
-        posed = solution.posed
+        posed, finalists = solution.posed, solution.finalists.all_whole()
         with watch.stage("judge"):
             numbers = pipeline.judge(solution.best, solution.finalists, posed.working.measurement)
             chi2 = fit(solution.best, posed.working.measurement)
@@ -293,7 +294,7 @@ def update(
     numbers.pop("transfer", None)
     frame = earlier.frame if earlier is not None else Frame.around(support)
     amplitude, phase = preview(density, support, frame)
-    agreed = phasing.agreement(solution.finalists) > phasing.AGREED
+    agreed = phasing.agreement(finalists) > phasing.AGREED
     points = len(curve.angles_deg)
     return (
         PartialResult(
@@ -315,7 +316,7 @@ def update(
         ),
         Followed(
             options,
-            WarmStart.of(solution.finalists, posed, centred) if agreed and options.refine else None,
+            WarmStart.of(finalists, posed, centred) if agreed and options.refine else None,
             density,
             centre,
             full,
@@ -384,12 +385,12 @@ def fit(objects: Objects, measurement: Measurement) -> float:
 
 
 def fineness(
-    finalists: Objects, posed: Posed, volume: DiffractionVolume, physical: Mapping[str, Any]
+    finalists: Boxed, posed: Posed, volume: DiffractionVolume, physical: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return the numbers of resolution of the whole peak, as far as the working grid shows it."""
     counted = Counted.of(posed.working.measurement)
     share = np.divide(volume.intensity.shape, posed.full.magnitude.shape).tolist()
-    halves = pipeline.halved(Boxed.of(finalists), counted, share, 0)
+    halves = pipeline.halved(finalists, counted, share, 0)
     if halves is None:
         return {}
     return pipeline.resolved(halves, volume.intensity.shape, physical)[1]

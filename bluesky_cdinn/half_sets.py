@@ -14,53 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_cdinn import quality
+from bluesky_cdinn.boxed import Boxed
 from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.grid import window_on_grid
 from bluesky_cdinn.lbfgs import LBFGS
-from bluesky_cdinn.refine import Measurement, Objects, run
+from bluesky_cdinn.refine import Measurement, run
 from bluesky_cdinn.resolution import HalfSets
-from bluesky_cdinn.support_box import SupportBox
 
 ITERATIONS = 12
-
-
-@dataclass(frozen=True, eq=False)
-class Boxed:
-    """Objects without the empty part of their grids, which is most of it.
-
-    Parameters
-    ----------
-    density
-        complex64 ``(starts, *sides)``.
-    support
-        float32, the same shape.
-    box
-        Their place in the grids.
-    shape
-        Of the grids.
-    """
-
-    density: Tensor
-    support: Tensor
-    box: SupportBox
-    shape: torch.Size
-
-    @classmethod
-    def of(cls, objects: Objects) -> "Boxed":
-        """Return objects, which are zero outside their supports, cut out."""
-        box = SupportBox.of(objects.support)
-        shape = objects.support.shape[1:]
-        return cls(box.cut(objects.density), box.cut(objects.support), box, shape)
-
-    def whole(self, number: int, scale: float = 1.0) -> Objects:
-        """Return one of the objects on its grid, times a number."""
-        one = slice(number, number + 1)
-        density = self.density.new_zeros((1, *self.shape))
-        support = self.support.new_zeros((1, *self.shape))
-        self.box.paste(self.density[one] * scale, density)
-        self.box.paste(self.support[one], support)
-        return Objects(density, support, torch.full((1,), torch.nan, device=density.device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from bluesky_cdinn.refine import (
     Objects,
     ShrinkWrap,
     Step,
+    parts,
     run,
 )
 from bluesky_cdinn.starts import Start
@@ -234,10 +235,7 @@ def guess_recipe(room: int) -> list[Step]:
 def climb(objects: Objects, problem: Problem, level: Shape, watch: Watch, effort: int = 1) -> Objects:
     """Take objects to a finer level, or stay on theirs, and settle them there."""
     measurement = problem.at(level)
-    finer = objects_on(objects, level)
-    for state in run(climb_recipe(effort), finer, measurement):
-        watch(state)
-    return finer
+    return one_by_one(climb_recipe(effort), objects_on(objects, level), measurement, watch)
 
 
 def climb_recipe(effort: int) -> list[Step]:
@@ -272,10 +270,15 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
         ShrinkWrap(0.15, sigma=0.7),
         LBFGS(25 * more, SMOOTHNESS * more),
     ]
-    # On a CPU one by one, as their transforms are: what a fit remembers is then held for one alone.
-    together = 1 if objects.density.device.type == "cpu" else len(objects.density)
-    for first in range(0, len(objects.density), together):
-        part = slice(first, first + together)
+    return one_by_one(recipe, objects, measurement, watch)
+
+
+def one_by_one(recipe: list[Step], objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
+    """Apply a recipe to objects in place, on a CPU to one after the other, as their transforms are.
+
+    What a fit remembers is then held for one alone.
+    """
+    for part in parts(objects.density):
         some = Objects(objects.density[part], objects.support[part], objects.chi2[part])
         for state in run(recipe, some, measurement):
             watch(state)

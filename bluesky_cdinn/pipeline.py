@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import bluesky_cdinn
 from bluesky_cdinn import phasing, quality, resolution
+from bluesky_cdinn.boxed import Boxed
 from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.device import choose_device
@@ -24,7 +25,7 @@ from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.forward import AXES, poisson_deviance, to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
-from bluesky_cdinn.half_sets import Boxed, Counted, half_sets
+from bluesky_cdinn.half_sets import Counted, half_sets
 from bluesky_cdinn.imperfections import fitted_with_background
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.partial_coherence import blur_of, blurred, blurred_alike, searched_again
@@ -194,20 +195,21 @@ def reconstruct(
             volume = check_edges(volume)
             posed = pose(padded(centred, roll), options, device)
         solution = solve(posed, options, watch, None if warm is None else warm.known(posed, centred))
-        best, posed = solution.best, solution.posed
-        if keep is not None and options.refine and phasing.agreement(solution.finalists) > phasing.AGREED:
-            keep(WarmStart.of(solution.finalists, posed, centred))
+        best, posed, finalists = solution.best, solution.posed, solution.finalists
+        if keep is not None and options.refine:
+            whole = finalists.all_whole()
+            if phasing.agreement(whole) > phasing.AGREED:
+                keep(WarmStart.of(whole, posed, centred))
+            del whole
         with watch.stage("judge"):
             noted = {**parameters(options, posed.working, device), **solution.origin}
             # Whole grids are large: what is left to do with the finalists needs their counts and box alone.
             counted, measurement = Counted.of(posed.working.measurement), posed.full
-            whole, guess_chi2 = solution.finalists, solution.guess_chi2
+            guess_chi2 = solution.guess_chi2
             del posed, solution
-            numbers = judge(best, whole, measurement)
+            numbers = judge(best, finalists, measurement)
             if guess_chi2 is not None:
                 numbers["guess_chi2"] = guess_chi2
-            finalists = Boxed.of(whole)
-            del whole
             if options.refine:
                 best = phasing.settle(best, measurement, watch)
             shape = centred.intensity.shape
@@ -215,11 +217,12 @@ def reconstruct(
             seen = None if measurement.detection is None else measurement.detection.window(shape)
             expected = expected_counts(best, seen)
             chi2, slices = misfit(expected, centred), compared_slices(expected, centred)
+            share = np.divide(shape, measurement.magnitude.shape).tolist()
+            del expected, measurement
             density, support = quality.canonical(
                 to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
             )
-            share = np.divide(centred.intensity.shape, measurement.magnitude.shape).tolist()
-            del best, measurement
+            del best
             halves = halved(finalists, counted, share, options.seed)
     support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
@@ -295,7 +298,7 @@ class Solution:
         Of the network's best guess, where it was asked.
     """
 
-    finalists: Objects
+    finalists: Boxed
     best: Objects
     posed: Posed
     origin: dict[str, Any]
@@ -335,7 +338,9 @@ def solve(
         fits = over_noise(known, believed.measurement) <= warm.most_misfit
         if fits and phasing.agreement(known) > (phasing.AGREED if full else phasing.SURE):
             posed = replace(posed, working=believed)
-            return finished(known, posed, options, dict(warm.origin), watch, full=full)
+            finalists = Boxed.of(known)
+            del known
+            return finished(finalists, posed, options, dict(warm.origin), watch, full=full)
     generator = torch.Generator().manual_seed(options.seed)
     with watch.stage("starts"):
         start = start_named("autocorrelation" if options.start == "network" else options.start)
@@ -344,7 +349,9 @@ def solve(
         if not options.refine:
             objects = (guess or start)(posed.full if full else problem.measurement, 1, generator)
             origin = {"found_from": "network" if guess else "classical", **weights}
-            return Solution(objects, objects, posed, origin, float(objects.chi2[0]) if guess else None)
+            return Solution(
+                Boxed.of(objects), objects, posed, origin, float(objects.chi2[0]) if guess else None
+            )
 
         def search(problem: phasing.Problem) -> phasing.Found:
             return phasing.search(problem, start, options.starts, generator, watch, guess)
@@ -360,8 +367,10 @@ def solve(
         limit = max(warm.most_misfit, over_noise(objects, problem.measurement))
         if over_noise(known, believed.measurement) <= limit:
             objects, problem, origin = known, believed, dict(warm.origin)
-    posed = replace(posed, working=problem)
-    return finished(objects, posed, options, origin, watch, found.guess_chi2, full=full)
+    posed, finalists = replace(posed, working=problem), Boxed.of(objects)
+    # Whole grids are large, and another is fitted now.
+    del objects, known
+    return finished(finalists, posed, options, origin, watch, found.guess_chi2, full=full)
 
 
 def refined(
@@ -385,7 +394,7 @@ def refined(
 
 
 def finished(
-    objects: Objects,
+    finalists: Boxed,
     posed: Posed,
     options: ReconstructionOptions,
     origin: dict[str, Any],
@@ -395,19 +404,18 @@ def finished(
     full: bool,
 ) -> Solution:
     """Fit the best object to the full grid too, unless that is left for later."""
-    first = torch.arange(1)
     if posed.working.measurement.magnitude is posed.full.magnitude:
-        best, posed = objects.keep(first), replace(posed, full=posed.working.measurement)
+        best, posed = finalists.whole(0), replace(posed, full=posed.working.measurement)
     elif not full:
-        best = objects.keep(first)
+        best = finalists.whole(0)
     else:
         whole = blurred_alike(posed.full, posed.working.measurement)
         with watch.stage("polish"):
-            best = phasing.finish(objects.keep(first), whole, watch)
+            best = phasing.finish(finalists.whole(0), whole, watch)
             if options.imperfections:
                 whole = fitted_with_background(best, whole, watch)
         posed = replace(posed, full=whole)
-    return Solution(objects, best, posed, origin, guess_chi2)
+    return Solution(finalists, best, posed, origin, guess_chi2)
 
 
 def network_guess(
@@ -427,14 +435,14 @@ def network_guess(
     return network_start(options.weights, str(device))
 
 
-def judge(best: Objects, finalists: Objects, full: Measurement) -> dict[str, Any]:
+def judge(best: Objects, finalists: Boxed, full: Measurement) -> dict[str, Any]:
     """Return free_llk and, from several finalists, their agreement and PRTF."""
     expected = full.expected(torch.fft.fftn(best.density, dim=AXES, norm="ortho").abs().square())
     deviance = poisson_deviance(expected, full.magnitude.square(), full.held_out)
     numbers: dict[str, Any] = {"free_llk": float(deviance[0])}
     if len(finalists.density) > 1:
         # Where the origin is doesn't matter here.
-        first, *others = finalists.density.cpu().numpy()
+        first, *others = (finalists.whole(n).density[0].cpu().numpy() for n in range(len(finalists.chi2)))
         aligned = [first, *(quality.align(other, first) for other in others)]
         numbers["transfer"] = quality.phase_retrieval_transfer(aligned)
         numbers["agreement"] = quality.similarity(aligned[1], first)

@@ -57,8 +57,12 @@ def twin(density: Complex) -> Complex:
     An even axis has one more voxel below the origin than above it, so that the flipped array is rolled
     by one voxel to bring the origin home.
     """
-    flipped = np.conj(density[::-1, ::-1, ::-1])
-    return np.roll(flipped, [(n + 1) % 2 for n in density.shape], axis=AXES)
+    return np.conj(_inverted(density))
+
+
+def _inverted(values: NDArray[Any]) -> NDArray[Any]:
+    """Return an array inverted about index n // 2."""
+    return np.roll(values[::-1, ::-1, ::-1], [(n + 1) % 2 for n in values.shape], axis=AXES)
 
 
 def _transform(density: Complex) -> Complex:
@@ -220,7 +224,7 @@ def canonical(density: Complex, support: NDArray[np.bool_]) -> tuple[Complex, ND
     density, support = _centred(density, support)
     density = density * np.exp(-1j * np.angle(density[support].sum())).astype(np.complex64)
     if _handedness(density, support) < 0:
-        density, support = twin(density), twin(support.astype(np.complex64)).real > 0.5
+        density, support = twin(density), _inverted(support)
         density, support = _centred(density, support)
     return np.ascontiguousarray(density), np.ascontiguousarray(support)
 

@@ -149,10 +149,14 @@ def measured_images(density: Tensor, measurement: Measurement) -> Iterator[tuple
     On a CPU one object at a time: it takes the memory that the one before has left, while large batches get
     fresh pages in each iteration, which cost as much as the transforms. On an accelerator all at once.
     """
-    together = 1 if density.device.type == "cpu" else len(density)
-    for first in range(0, len(density), together):
-        part = slice(first, first + together)
+    for part in parts(density):
         yield part, measured_image(density[part], measurement, part)
+
+
+def parts(density: Tensor) -> list[slice]:
+    """Return which objects are worked on together: see `measured_images`."""
+    together = 1 if density.device.type == "cpu" else len(density)
+    return [slice(first, first + together) for first in range(0, len(density), together)]
 
 
 def free_chi2(density: Tensor, measurement: Measurement) -> Tensor:
@@ -314,12 +318,16 @@ class ShrinkWrap:
     max_voxels: int | tuple[int, ...] | None = None
 
     def __call__(self, objects: Objects, measurement: Measurement) -> Iterator[Objects]:
-        amplitude = objects.density.abs()
-        smooth = gaussian_blur(amplitude, self.sigma) if self.sigma else amplitude
-        level = self.threshold * typical_amplitude(amplitude * objects.support)
-        if self.max_voxels is not None:
-            level = torch.maximum(level, largest(smooth, self.max_voxels))
-        objects.support = (smooth > level).to(amplitude.dtype)
+        found = torch.empty_like(objects.support)
+        for part in parts(objects.density):
+            amplitude = objects.density[part].abs()
+            smooth = gaussian_blur(amplitude, self.sigma) if self.sigma else amplitude
+            level = self.threshold * typical_amplitude(amplitude * objects.support[part])
+            if self.max_voxels is not None:
+                most = self.max_voxels
+                level = torch.maximum(level, largest(smooth, most if isinstance(most, int) else most[part]))
+            found[part] = smooth > level
+        objects.support = found
         yield objects
 
 

@@ -1,10 +1,11 @@
-"""Half-sets: counts dealt out fairly, objects boxed and whole again."""
+"""Half-sets: counts dealt out fairly."""
 
 import numpy as np
 import pytest
 import torch
 
-from bluesky_cdinn.half_sets import Boxed, Counted, half_sets, thinned
+from bluesky_cdinn.boxed import Boxed
+from bluesky_cdinn.half_sets import Counted, half_sets, thinned
 from bluesky_cdinn.refine import Measurement, Objects
 
 
@@ -34,16 +35,6 @@ def test_counts_that_are_not_whole_are_rounded_by_chance():
     first, second = thinned(np.full((40, 40, 40), 0.3, np.float32), np.random.default_rng(3))
     assert set(np.unique(first + second)) == {0.0, 1.0}
     assert (first + second).mean() == pytest.approx(0.3, rel=0.03)
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_boxed_objects_are_whole_again(number):
-    objects, _ = crystals()
-    boxed = Boxed.of(objects)
-    assert boxed.density[0].numel() < objects.density[0].numel() / 4
-    whole = boxed.whole(number, 2.0)
-    torch.testing.assert_close(whole.density[0], 2 * objects.density[number])
-    torch.testing.assert_close(whole.support[0], objects.support[number])
 
 
 def test_half_sets_hold_what_was_measured_in_the_volume_alone():
