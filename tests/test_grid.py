@@ -67,6 +67,13 @@ def test_coarsest_level_holds_nearly_all_counts():
     assert levels[0] > coarse_levels(spot((128, 128, 128)), (60, 60, 60))[0]
 
 
+def test_a_background_does_not_count_for_the_coarsest_level():
+    """Of all counts it is more than the crystal's."""
+    alone = spot((96, 96, 96))
+    background = np.full_like(alone, 2 * alone.sum() / alone.size)
+    assert coarse_levels(alone + background, (40, 40, 40)) == coarse_levels(alone, (40, 40, 40))
+
+
 def test_levels_of_an_empty_volume_still_end_with_it():
     assert coarse_levels(np.zeros((40, 50, 60), dtype=np.float32), (10, 10, 10))[-1] == (40, 50, 60)
 
