@@ -27,7 +27,6 @@ from bluesky_cdinn import quality
 from bluesky_cdinn.doubts import Signs, confidence, signs_of, terms
 from bluesky_cdinn.pipeline import reconstruct
 from bluesky_cdinn.records import DiffractionVolume
-from bluesky_cdinn.report import warning_lines
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.training.held_out import Case
 from bluesky_cdinn.weights import load_weights, shipped_weights
@@ -70,7 +69,7 @@ def row_of(case: Case) -> Row:
         "iou": found.iou,
         "signs": asdict(signs_of(result.scalars, result.chi2)),
         "confidence": result.confidence,
-        "warnings": warning_lines(result),
+        "warnings": result.warnings,
         "found_from": str(result.parameters["found_from"]),
         "cpu_s": result.cpu_s,
     }

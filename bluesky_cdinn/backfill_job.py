@@ -157,7 +157,7 @@ def _store(catalog: Catalog, order: Order, result: Reconstruction) -> Outcome:
         result.chi2,
         result.confidence,
         result.seconds,
-        sum(len(step.get("warnings", ())) for step in result.history),
+        len(result.warnings),
         delivered=catalog.flush(_DELIVERY_S),
     )
 

@@ -29,7 +29,6 @@ def show(
             require_figure(output)
         from bluesky_cdinn.catalog import connect
         from bluesky_cdinn.documents import finite_scalars
-        from bluesky_cdinn.report import warning_lines
 
         with connect(settings(directory)) as catalog:
             result = catalog.load(uid)
@@ -51,7 +50,7 @@ def show(
         }
         if not as_json:
             print_table(number_table(result))
-            for line in warning_lines(result):
+            for line in result.warnings:
                 print(f"warning: {line}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bluesky_cdinn import phasing, pipeline, quality
+from bluesky_cdinn import judgement, phasing, pipeline, quality
 from bluesky_cdinn.boxed import Boxed
 from bluesky_cdinn.crop import crop_around_peak
 from bluesky_cdinn.device import choose_device
@@ -258,7 +258,7 @@ def update(
         solution = pipeline.solve(posed, searching, watch, warm, full=False)
         posed, finalists = solution.posed, solution.finalists.all_whole()
         with watch.stage("judge"):
-            numbers = pipeline.judge(solution.best, solution.finalists, posed.working.measurement)
+            numbers = judgement.judge(solution.best, solution.finalists, posed.working.measurement)
             chi2 = fit(solution.best, posed.working.measurement)
             density, support = quality.canonical(
                 to_centre(solution.best.density[0]).cpu().numpy(),
@@ -390,10 +390,10 @@ def fineness(
     """Return the numbers of resolution of the whole peak, as far as the working grid shows it."""
     counted = Counted.of(posed.working.measurement)
     share = np.divide(volume.intensity.shape, posed.full.magnitude.shape).tolist()
-    halves = pipeline.halved(finalists, counted, share, 0)
+    halves = judgement.halved(finalists, counted, share, 0)
     if halves is None:
         return {}
-    return pipeline.resolved(halves, volume.intensity.shape, physical)[1]
+    return judgement.resolved(halves, volume.intensity.shape, physical)[1]
 
 
 def as_measured(support: NDArray[np.bool_], full: tuple[int, ...]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from bluesky_cdinn.documents import finite_scalars
 from bluesky_cdinn.files import replacing
 from bluesky_cdinn.panels import Quantity, quantities
 from bluesky_cdinn.records import Reconstruction
-from bluesky_cdinn.report import facet_rows, number_rows, raw_rows, sample_name, warning_lines
+from bluesky_cdinn.report import facet_rows, number_rows, raw_rows, sample_name
 from bluesky_cdinn.report_page import provenance
 from bluesky_cdinn.surface import Surface, values_at
 
@@ -59,7 +59,7 @@ def page(result: Reconstruction) -> str:
         "RUN": html.escape(f"{scan}raw run {result.raw_uid or 'unknown'}"),
         "CLASS": "" if shown else "failed",
         "REASON": html.escape("" if result.support.any() else result.reason or "an empty reconstruction"),
-        "WARNINGS": html.escape("; ".join(warning_lines(result))),
+        "WARNINGS": html.escape("; ".join(result.warnings)),
         "NUMBERS": numbers,
         "PROVENANCE": html.escape(provenance(result)).replace("\n", "<br>"),
         "DATA": shown or "null",

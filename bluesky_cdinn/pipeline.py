@@ -6,26 +6,24 @@ fitted to the end, judged on voxels that no fit saw, and given its physical mean
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import bluesky_cdinn
-from bluesky_cdinn import phasing, quality, resolution
+from bluesky_cdinn import judgement, phasing, quality
 from bluesky_cdinn.boxed import Boxed
 from bluesky_cdinn.curvature import cropped_flat
-from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.doubts import confidence, doubts, larger_body, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
-from bluesky_cdinn.forward import AXES, poisson_deviance, to_centre
+from bluesky_cdinn.forward import to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
-from bluesky_cdinn.half_sets import Counted, half_sets
+from bluesky_cdinn.half_sets import Counted
 from bluesky_cdinn.imperfections import fitted_with_background
 from bluesky_cdinn.network_start import LEAST, NetworkStart, network_start
 from bluesky_cdinn.partial_coherence import blur_of, blurred, blurred_alike, searched_again
@@ -33,11 +31,9 @@ from bluesky_cdinn.peak import find_peak
 from bluesky_cdinn.physical import lattice_parameters, physical_result, table_of_facets
 from bluesky_cdinn.posing import FEWEST_SLICES, HELD_OUT, Posed, centre_peak, padded, pose, unpadded
 from bluesky_cdinn.preprocess import crop_around_peak, detector_fields, prepare
-from bluesky_cdinn.preview import intensity_slices
 from bluesky_cdinn.records import DiffractionVolume, Reconstruction, RockingCurve
-from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.refine import Objects
 from bluesky_cdinn.region import box_around_peak, cut
-from bluesky_cdinn.resolution import HalfSets
 from bluesky_cdinn.sampling import check_edges, check_oversampling, oversampling
 from bluesky_cdinn.seen import remarks, seen_numbers
 from bluesky_cdinn.settings import ReconstructionOptions
@@ -207,7 +203,7 @@ def reconstruct(
             counted, measurement = Counted.of(posed.working.measurement), posed.full
             guess_chi2 = solution.guess_chi2
             del posed, solution
-            numbers = judge(best, finalists, measurement)
+            numbers = judgement.judge(best, finalists, measurement)
             if guess_chi2 is not None:
                 numbers["guess_chi2"] = guess_chi2
             if options.refine:
@@ -215,15 +211,16 @@ def reconstruct(
             shape = centred.intensity.shape
             best = unpadded(best, shape)
             seen = None if measurement.detection is None else measurement.detection.window(shape)
-            expected = expected_counts(best, seen)
-            chi2, slices = misfit(expected, centred), compared_slices(expected, centred)
+            expected = judgement.expected_counts(best, seen)
+            chi2 = judgement.misfit(expected, centred)
+            slices = judgement.compared_slices(expected, centred)
             share = np.divide(shape, measurement.magnitude.shape).tolist()
             del expected, measurement
             density, support = quality.canonical(
                 to_centre(best.density[0]).cpu().numpy(), to_centre(best.support[0]).cpu().numpy() > 0
             )
             del best
-            halves = halved(finalists, counted, share, options.seed)
+            halves = judgement.halved(finalists, counted, share, options.seed)
     support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
     spread, counts = numbers.get("phase_spread_rad"), np.where(centred.valid, centred.intensity, 0)
@@ -238,7 +235,7 @@ def reconstruct(
             spread_rad=spread,
             misfit=found.misfit,
         )
-        curve, resolved = fineness(halves, density, crystal, physical)
+        curve, resolved = judgement.fineness(halves, density, crystal, physical)
         table = table_of_facets(density, crystal, physical, volume.geometry)
     if any(roll):
         # Back to where the peak was: a shift of the pattern is a ramp of the object's phase.
@@ -433,72 +430,6 @@ def network_guess(
     if options.start == "auto" and options.weights is None and shipped_weights() is None:
         return None
     return network_start(options.weights, str(device))
-
-
-def judge(best: Objects, finalists: Boxed, full: Measurement) -> dict[str, Any]:
-    """Return free_llk and, from several finalists, their agreement and PRTF."""
-    expected = full.expected(torch.fft.fftn(best.density, dim=AXES, norm="ortho").abs().square())
-    deviance = poisson_deviance(expected, full.magnitude.square(), full.held_out)
-    numbers: dict[str, Any] = {"free_llk": float(deviance[0])}
-    if len(finalists.density) > 1:
-        # Where the origin is doesn't matter here.
-        first, *others = (finalists.whole(n).density[0].cpu().numpy() for n in range(len(finalists.chi2)))
-        aligned = [first, *(quality.align(other, first) for other in others)]
-        numbers["transfer"] = quality.phase_retrieval_transfer(aligned)
-        numbers["agreement"] = quality.similarity(aligned[1], first)
-        numbers["phase_spread_rad"] = quality.phase_difference(aligned[1], first)
-    return numbers
-
-
-def expected_counts(best: Objects, seen: Detection | None) -> NDArray[np.float32]:
-    """Return the counts to expect of the first object, on its grid."""
-    field = torch.fft.fftn(best.density[0], dim=AXES, norm="ortho")
-    power = field.real.square().add_(field.imag.square())
-    return to_centre(power if seen is None else seen.expected(power)).cpu().numpy()
-
-
-def misfit(expected: NDArray[np.float32], volume: DiffractionVolume) -> float:
-    """Return chi2 of the counts to expect on all valid voxels of the volume."""
-    counts = volume.intensity[volume.valid].clip(0)
-    gap = np.sqrt(expected[volume.valid]) - np.sqrt(counts)
-    return float(np.sum(gap**2, dtype=np.float64) / counts.sum(dtype=np.float64))
-
-
-def compared_slices(expected: NDArray[np.float32], volume: DiffractionVolume) -> NDArray[np.float32]:
-    """Return central slices of what was measured and of what was to be expected."""
-    return intensity_slices(volume.intensity, volume.valid, expected)
-
-
-def halved(finalists: Boxed, counted: Counted, measured: Sequence[float], seed: int) -> HalfSets | None:
-    """Return the crystal from two halves of the counts; None from a single finalist."""
-    return half_sets(finalists, counted, measured, seed) if len(finalists.density) > 1 else None
-
-
-def fineness(
-    halves: HalfSets | None,
-    density: NDArray[np.complex64],
-    support: NDArray[np.bool_],
-    physical: Mapping[str, Any],
-) -> tuple[NDArray[np.float32] | None, dict[str, float]]:
-    """Return the estimated correlation with the truth by shell, and the numbers of resolution and edge.
-
-    ``physical`` is as from `physical_result`.
-    """
-    curve, scalars = (None, {}) if halves is None else resolved(halves, density.shape, physical)
-    q_vector = physical.get("q_vector")
-    if q_vector is not None:
-        scalars |= resolution.edge_widths(density, support, physical["direct_basis"], q_vector)
-    return curve, scalars
-
-
-def resolved(
-    halves: HalfSets, shape: Sequence[int], physical: Mapping[str, Any]
-) -> tuple[NDArray[np.float32] | None, dict[str, float]]:
-    """Return what `resolution.resolutions` says of two halves, ``shape`` being the object's."""
-    reciprocal = physical.get("reciprocal_basis")
-    if reciprocal is not None:
-        reciprocal = reciprocal * np.divide(shape, halves.counts.shape)
-    return resolution.resolutions(halves, reciprocal, physical.get("q_vector"))
 
 
 def parameters(

@@ -351,3 +351,8 @@ class Reconstruction:
     def phase(self) -> NDArray[np.float32]:
         """Phase of the density in rad, wrapped to (-pi, pi], float32, zero outside the support."""
         return np.where(self.support, np.angle(self.density), 0.0).astype(np.float32)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the steps that made it warned of."""
+        return [str(line) for step in self.history for line in step.get("warnings", ())]

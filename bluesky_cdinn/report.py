@@ -104,11 +104,6 @@ def raw_rows(result: Reconstruction) -> list[tuple[str, str]]:
     return [(name, str(said[name])) for name in sorted(said) if not isinstance(said[name], Mapping)]
 
 
-def warning_lines(result: Reconstruction) -> list[str]:
-    """Return what the steps that made a result warned of."""
-    return [str(line) for step in result.history for line in step.get("warnings", ())]
-
-
 def is_bound(numbers: Mapping[str, float], name: str = "resolution_nm") -> bool:
     """Return whether a resolution is only a bound: all that the volume holds is resolved."""
     limits = {"resolution_limit_voxels": 1.0, **numbers}

@@ -28,7 +28,7 @@ from bluesky_cdinn.panels import (
 )
 from bluesky_cdinn.records import Reconstruction
 from bluesky_cdinn.rendering import draw_surface, sides
-from bluesky_cdinn.report import RockingTotals, facet_rows, number_rows, raw_rows, sample_name, warning_lines
+from bluesky_cdinn.report import RockingTotals, facet_rows, number_rows, raw_rows, sample_name
 
 _SIZE = 6.5
 _PAGE = (8.27, 11.69)  # A4, inches
@@ -161,7 +161,7 @@ def _write_head(page: Figure, result: Reconstruction, stretch: float = 1) -> Non
     run = f"raw run {result.raw_uid}" if result.raw_uid else "a volume without a run"
     state = "" if result.status == "success" else f"{result.status.upper()}   "
     page.text(0.965, top, f"{state}{scan}{run}", fontsize=7.5, color=PALE, ha="right", va="center")
-    warned = "; ".join(warning_lines(result))
+    warned = "; ".join(result.warnings)
     page.text(0.075, top - 0.014 * stretch, "\n".join(textwrap.wrap(warned, 170)[:2]), fontsize=6,
               color=ACCENT, va="top")  # fmt: skip
     page.text(0.075, 0.018 * stretch, provenance(result), fontsize=5.8, color=PALE, va="bottom")

@@ -16,11 +16,11 @@ import pytest
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from bluesky_cdinn import report
 from bluesky_cdinn.catalog import Catalog, connect
 from bluesky_cdinn.cli import app, settings
 from bluesky_cdinn.doctor import ball_curve
 from bluesky_cdinn.embedded import SERVER_FILE
+from bluesky_cdinn.records import Reconstruction
 
 PHYSICS = {
     "energy_keV": 9.0,
@@ -131,7 +131,7 @@ def test_show_prints_numbers_as_people_read_them(replayed: dict[str, Any], home:
 
 
 def test_show_warns(replayed: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "warning_lines", lambda result: ["the peak is cut"])
+    monkeypatch.setattr(Reconstruction, "warnings", ["the peak is cut"])
     done = CliRunner().invoke(app, ["show", replayed["processed_uid"][:8], "--directory", str(home)])
     assert done.stdout.endswith("warning: the peak is cut\n")
 

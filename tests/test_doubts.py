@@ -9,7 +9,6 @@ from bluesky_cdinn import quality
 from bluesky_cdinn.doubts import Signs, confidence, doubts, halo, larger_body, signs, signs_of, unevenness
 from bluesky_cdinn.pipeline import reconstruct
 from bluesky_cdinn.records import DiffractionVolume
-from bluesky_cdinn.report import warning_lines
 
 GOOD = Signs(
     unevenness=0.01, halo=0.0002, spread_rad=0.005, chi2=0.001, misfit=1.5, photons=500.0, second_body=0.0
@@ -156,6 +155,6 @@ def test_a_pattern_of_two_crystals_is_told_in_the_result_and_neither_is_lost():
     counts = np.random.default_rng(0).poisson(np.abs(far_field(density)) ** 2).astype(np.float32)
     result = reconstruct(DiffractionVolume(counts, np.ones(counts.shape, bool)))
     assert quality.compare(result.density, density).iou > 0.9
-    assert any(line.startswith("two crystals") for line in warning_lines(result))
+    assert any(line.startswith("two crystals") for line in result.warnings)
     assert 0.1 < result.scalars["second_body"] < 1
     assert confidence(signs_of(result.scalars, result.chi2)) == pytest.approx(result.confidence)
