@@ -20,9 +20,8 @@ from bluesky_cdinn.support import TINY
 
 # What is tried first, sigma in voxels.
 LEAST = 0.2
-# Share of the misfit that it must take away for a fit to be worth its while; not asked where a deviance of a
-# voxel exceeds what objects leave that are right.
-WORTHWHILE, WRONG = 0.01, 5.0
+# Share of the misfit that it must take away for a fit to be worth its while.
+WORTHWHILE = 0.01
 # Iterations that settle an object under a blur; of the fit of both.
 SETTLING, FITTING = 12, 60
 # Counts a voxel that a background starts from; none would stay none.
@@ -46,10 +45,9 @@ def coherent_misfit(
     coherent, little = under(measurement, COHERENT), under(measurement, (LEAST, LEAST, LEAST))
     without = settled(objects, coherent, smoothness, watch)
     now = deviance(without, coherent)
-    if now < WRONG:
-        then = deviance(settled(objects, little, smoothness, watch), little)
-        if not then < (1 - WORTHWHILE) * now:
-            return None
+    then = deviance(settled(objects, little, smoothness, watch), little)
+    if not then < (1 - WORTHWHILE) * now:
+        return None
     return descended(Fit.of(without, measurement, ()), watch).misfit()
 
 
