@@ -61,7 +61,7 @@ def report_page(result: Reconstruction, rocking: RockingTotals | None = None) ->
     page = Figure(figsize=_PAGE, dpi=_DPI, facecolor="white")
     grid = page.add_gridspec(
         4, 2, width_ratios=(1, 0.26), height_ratios=(0.8, 0.95, 1.5, 4.5),
-        left=0.075, right=0.965, top=0.925, bottom=0.075, hspace=0.27, wspace=0.3,
+        left=0.075, right=0.965, top=0.915, bottom=0.075, hspace=0.27, wspace=0.3,
     )  # fmt: skip
     _write_head(page, result)
     _draw_course(page, grid, result, rocking)
