@@ -25,6 +25,8 @@ from bluesky_cdinn.windows import objects_on
 USUAL: Blur = (0.35, 0.35, 0.35)
 WIDE: Blur = (0.9, 0.9, 0.9)
 BAD, UNSURE = 2.5, 0.6
+# Less is none, voxels.
+LEAST_SIGMA = 0.05
 # Searches at most in the pattern without its blur, beside that without a wide one; and by what share sigma
 # must have moved for another.
 SEARCHES, MOVED = 4, 0.1
@@ -68,7 +70,7 @@ def searched_again(
         again = search(deblurred(blurred(problem, on_grid(blur, posed.full, problem.measurement))))
         better, misfit = told(again, problem, posed, blur, watch, alike=False)
         seen = blurred(problem, on_grid(better, posed.full, problem.measurement))
-        moved = float(np.abs(np.subtract(better, blur)).max()) / max(better)
+        moved = float(np.abs(np.subtract(better, blur)).max()) / max(*better, LEAST_SIGMA)
         return Tried(seen, again, better, misfit, moved)
 
     last = tried(width)
