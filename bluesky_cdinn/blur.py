@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bluesky_cdinn.detection import ANSCOMBE, COHERENT, Blur, Detection
+from bluesky_cdinn.detection import ANSCOMBE, COHERENT, Blur, Detection, mutual_coherence
 from bluesky_cdinn.forward import AXES, poisson_deviance
 from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, run
@@ -156,7 +156,7 @@ class Fit:
         power = field.real.square() + field.imag.square()
         if len(numbers) > 1:
             shape = power.shape[1:]
-            lags = torch.fft.rfftn(power, dim=AXES) * coherence(shape, numbers[:-1].expand(3))
+            lags = torch.fft.rfftn(power, dim=AXES) * mutual_coherence(shape, numbers[:-1].expand(3))
             power = torch.fft.irfftn(lags, s=shape, dim=AXES).clamp_min(0)
         return power + numbers[-1].square()
 
@@ -200,13 +200,3 @@ class Fit:
         expected = self.expected(density.detach(), numbers.detach() * self.scales)
         counts = self.measurement.magnitude.square()
         return float(poisson_deviance(expected, counts, self.measurement.fitted)[0])
-
-
-def coherence(shape: Sequence[int], sigmas: Tensor) -> Tensor:
-    """Return what `detection.mutual_coherence` does, differentiable by sigma, float (3,)."""
-    exponent = torch.zeros((), device=sigmas.device)
-    for axis, n in enumerate(shape):
-        lag = torch.fft.rfftfreq(n) if axis == 2 else torch.fft.fftfreq(n)
-        square = lag.square().to(sigmas.device).reshape([-1 if a == axis else 1 for a in range(3)])
-        exponent = exponent - 2 * torch.pi**2 * sigmas[axis].square() * square
-    return exponent.exp()

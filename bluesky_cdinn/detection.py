@@ -163,11 +163,15 @@ def without_blur(counts: Tensor, blur: Blur, noise: float = NOISE) -> Tensor:
     return torch.fft.irfftn(lags, s=shape, dim=AXES).clamp_min_(0)
 
 
-def mutual_coherence(shape: Sequence[int], blur: Sequence[float]) -> Tensor:
-    """Return the Gaussian of the lag that blurs a pattern by so many voxels, as ``rfftn`` has the lags."""
-    result = torch.ones(())
+def mutual_coherence(shape: Sequence[int], blur: Sequence[float] | Tensor) -> Tensor:
+    """Return the Gaussian of the lag that blurs a pattern by so many voxels, as ``rfftn`` has the lags.
+
+    Differentiable by the blur, where that is a tensor (3,).
+    """
+    result = blur.new_ones(()) if isinstance(blur, Tensor) else torch.ones(())
     for axis, (n, sigma) in enumerate(zip(shape, blur, strict=True)):
-        lag = torch.fft.rfftfreq(n) if axis == 2 else torch.fft.fftfreq(n)
+        make = torch.fft.rfftfreq if axis == 2 else torch.fft.fftfreq
+        lag = make(n, device=result.device, dtype=result.dtype)
         factor = torch.exp(-2 * (torch.pi * sigma * lag) ** 2)
         result = result * factor.reshape([-1 if a == axis else 1 for a in range(3)])
     return result

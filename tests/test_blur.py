@@ -7,8 +7,8 @@ import pytest
 import torch
 from detected import SHAPE, known_crystal, quiet
 
-from bluesky_cdinn.blur import Fit, coherence, coherent_misfit, deviance, fitted_blur, settled, under
-from bluesky_cdinn.detection import COHERENT, Detection, mutual_coherence
+from bluesky_cdinn.blur import Fit, coherent_misfit, deviance, fitted_blur, settled, under
+from bluesky_cdinn.detection import COHERENT, Detection
 from bluesky_cdinn.errors import Cancelled
 from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.phasing import SMOOTHNESS
@@ -74,11 +74,6 @@ def test_a_fit_s_numbers_weigh_as_much_as_its_voxels():
     for unit in torch.eye(4):
         moved = fit.roots(density, (numbers + 0.1 * unit) * fit.scales) - before
         assert float(moved.norm()) == pytest.approx(0.1, rel=0.2)
-
-
-def test_coherence_is_the_mutual_one():
-    blur = (0.8, 0.3, 0.5)
-    torch.testing.assert_close(coherence((8, 9, 10), torch.tensor(blur)), mutual_coherence((8, 9, 10), blur))
 
 
 def test_voxels_that_are_not_fitted_say_nothing():

@@ -143,3 +143,12 @@ def test_coherence_is_one_at_no_lag():
     assert coherence.shape == (24, 20, 10)
     assert coherence[0, 0, 0] == 1
     np.testing.assert_allclose(coherence[1, 0, 0], np.exp(-2 * (np.pi * 0.6 / 24) ** 2), rtol=1e-6)
+
+
+def test_the_mutual_coherence_is_differentiable_by_its_blur():
+    blur = torch.tensor([0.8, 0.3, 0.5], dtype=torch.float64, requires_grad=True)
+    shape = (8, 9, 10)
+    torch.testing.assert_close(
+        mutual_coherence(shape, blur).detach().float(), mutual_coherence(shape, blur.tolist())
+    )
+    assert torch.autograd.gradcheck(lambda sigmas: mutual_coherence(shape, sigmas), blur)
