@@ -15,7 +15,7 @@ from torch import Tensor
 from bluesky_cdinn.detection import ANSCOMBE, COHERENT, Blur, Detection, mutual_coherence
 from bluesky_cdinn.forward import AXES, poisson_deviance
 from bluesky_cdinn.lbfgs import LBFGS
-from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, run
+from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, power_of, run
 from bluesky_cdinn.support import TINY
 
 # What is tried first, sigma in voxels.
@@ -92,9 +92,8 @@ def under(measurement: Measurement, blur: Blur) -> Measurement:
 
 def deviance(objects: Objects, measurement: Measurement) -> float:
     """Return the Poisson deviance a voxel of the first object."""
-    power = torch.fft.fftn(objects.density, dim=AXES, norm="ortho").abs().square()
     counts = measurement.magnitude.square()
-    return float(poisson_deviance(measurement.expected(power), counts, measurement.fitted)[0])
+    return float(poisson_deviance(measurement.expected(power_of(objects)), counts, measurement.fitted)[0])
 
 
 def descended(fit: "Fit", watch: Take) -> "Fit":

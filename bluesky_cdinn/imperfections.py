@@ -6,13 +6,12 @@ object that has been fitted, and it is fitted anew. Where data are clean that co
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from bluesky_cdinn.forward import AXES, amplitude_loss, poisson_deviance
+from bluesky_cdinn.forward import amplitude_loss, poisson_deviance
 from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.phasing import SMOOTHNESS, Watch
-from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, run
+from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, power_of, run
 from bluesky_cdinn.scoring import Part, scored
 
 # Share of the held-out voxels' deviance that each must take away. Clean patterns of 10^3 to 10^6 counts lose
@@ -75,9 +74,3 @@ def held_out_deviance(power: Tensor, measurement: Measurement) -> float:
     """Return the Poisson deviance of a held-out voxel."""
     expected, counts = measurement.expected(power), measurement.magnitude.square()
     return float(poisson_deviance(expected, counts, measurement.held_out))
-
-
-def power_of(objects: Objects) -> Tensor:
-    """Return ``abs(F)**2``, float (starts, n0, n1, n2)."""
-    field = torch.fft.fftn(objects.density, dim=AXES, norm="ortho")
-    return field.real.square().add_(field.imag.square())

@@ -128,6 +128,12 @@ class Objects:
         )
 
 
+def power_of(objects: Objects) -> Tensor:
+    """Return ``abs(F)**2``, float (starts, n0, n1, n2)."""
+    field = torch.fft.fftn(objects.density, dim=AXES, norm="ortho")
+    return field.real.square().add_(field.imag.square())
+
+
 Step = Callable[[Objects, Measurement], Iterator[Objects]]
 
 

@@ -5,8 +5,7 @@ import torch
 from crystals import crystal_and_counts
 
 from bluesky_cdinn.forward import to_corner
-from bluesky_cdinn.imperfections import power_of
-from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.refine import Measurement, Objects, power_of
 
 SHAPE = (32, 32, 32)
 

@@ -8,8 +8,8 @@ import torch
 from detected import SHAPE, known_crystal, quiet
 
 from bluesky_cdinn.detection import Detection
-from bluesky_cdinn.imperfections import fitted_with_background, power_of, wanted
-from bluesky_cdinn.refine import Measurement
+from bluesky_cdinn.imperfections import fitted_with_background, wanted
+from bluesky_cdinn.refine import Measurement, power_of
 from bluesky_cdinn.scoring import Basis, scored
 
 
