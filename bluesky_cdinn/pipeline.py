@@ -20,6 +20,7 @@ from bluesky_cdinn.curvature import cropped_flat
 from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.doubts import confidence, doubts, larger_body, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
+from bluesky_cdinn.evenness import evened, gain_numbers
 from bluesky_cdinn.forward import to_centre
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
@@ -187,8 +188,10 @@ def reconstruct(
     torch.set_num_threads(options.threads)
     with torch.no_grad():
         with watch.stage("prepare"):
-            centred, roll = centre_peak(volume)
             volume = check_edges(volume)
+            if options.imperfections:
+                volume = evened(volume)
+            centred, roll = centre_peak(volume)
             posed = pose(padded(centred, roll), options, device)
         solution = solve(posed, options, watch, None if warm is None else warm.known(posed, centred))
         best, posed, finalists = solution.best, solution.posed, solution.finalists
@@ -244,7 +247,7 @@ def reconstruct(
     free_llk = numbers.pop("free_llk")
     scalars = {**{k: float(v) for k, v in numbers.items()}, **sampled, **physical.pop("scalars", {})}
     unlike = seen_numbers(seen, counts, centred.valid, physical.get("direct_basis"))
-    scalars |= resolved | found.scalars() | unlike
+    scalars |= resolved | found.scalars() | unlike | gain_numbers(volume)
     return Reconstruction(
         density=density,
         support=support,

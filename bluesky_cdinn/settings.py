@@ -37,7 +37,8 @@ class ReconstructionOptions(_Section):
     refine: bool = Field(default=True, description="Refine the start; False returns the start itself.")
     imperfections: bool = Field(
         default=True,
-        description="Look for partial coherence, a background and frames of another scale, and fit them.",
+        description="Look for partial coherence, a background, and frames and pixels that count more than "
+        "others, and fit them.",
     )
     starts: int = Field(
         default=4, ge=1, le=64, description="Independent starts, computed in one batch and compared."
