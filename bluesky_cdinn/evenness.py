@@ -13,7 +13,8 @@ What gains change within the crystal's own extent is hardly seen by this, and le
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -27,11 +28,28 @@ Numbers = NDArray[np.floating]
 logger = logging.getLogger(__name__)
 
 STEP = "even_out"
-# How far gains are from 1 at a guess, of frames and of pixels.
-FRAMES, PIXELS = 0.1, 0.05
-# By what factor the power beyond must fall for gains to be taken. Without any it is noise, to 1.03, but what
-# blur leaves of a long crystal may look like them; and pixels are many: they fit noise too.
-ENOUGH_FRAMES, ENOUGH_PIXELS = 1.15, 1.3
+
+
+class Kind(NamedTuple):
+    """What is known of one kind of gains before they are told.
+
+    Parameters
+    ----------
+    spread
+        How far they are from 1 at a guess.
+    enough
+        Power beyond the crystal's lags, in that of counting noise, from which they are asked for. Without any
+        it is up to 1.03; but what blur leaves of a long crystal may look like them, and pixels are many.
+    rounds
+        How often they are told at most.
+    """
+
+    spread: float
+    enough: float
+    rounds: int
+
+
+FRAMES, PIXELS = Kind(0.1, 1.15, 4), Kind(0.05, 1.3, 1)
 # Brightest pixels and frames that are asked, and the fewest that tell anything.
 CURVES, IMAGES, FEWEST = 1024, 32, 8
 # A sample whose outermost values exceed this share of its largest, or its noise, is cut: its lags don't end.
@@ -46,14 +64,15 @@ FIRST, STEPS, WIDEST = 0.01, 0.1, 0.42
 # The extent is reached where the power beyond is so close to the least farther out, and so many steps before
 # the end: else it may go on.
 NEAR, SURE = 1.6, 3
+# Share of the lags that must lie beyond once gains are out, and share of what exceeds noise there that may be
+# left: else it was something else, or the extent isn't known.
+BEYOND, LEFT = 0.5, 0.5
 # What is noted of each kind, what it is and what to do where it exceeds so much.
 APART = {
     "frame_gain_rms": ("frames", "see the monitor, and whether the crystal stays in the beam"),
     "pixel_gain_rms": ("pixels", "measure the flat field again"),
 }
 REMARKABLE = 0.05
-# How often gains are told at most.
-ROUNDS = 3
 # Iterations of conjugate gradients, the share of the noise that is kept for their sake, and bounds of gains.
 ITERATIONS, KEPT, BOUND = 40, 0.2, 3.0
 
@@ -74,15 +93,18 @@ def evened(volume: DiffractionVolume) -> DiffractionVolume:
         ``frame_gains``, those of the frames that were measured.
     """
     measured = np.flatnonzero(volume.valid.any(axis=(1, 2)))
+    if not len(measured):
+        return volume
     valid = volume.valid[measured]
     counts = np.where(valid, volume.intensity[measured], 0).clip(0)
     noted: dict[str, float] = {}
     told: dict[str, list[float]] = {}
-    if len(measured) and np.ptp(measured) + 1 == len(measured):
-        if (gains := frame_gains(counts, valid)) is not None:
-            counts, noted["frame_gain_rms"] = _without(counts, gains, (1, 2))
-            told["frame_gains"] = gains.round(4).tolist()
-    if len(measured) and (gains := pixel_gains(counts, valid)) is not None:
+    # Beside a frame that is missing no frame's neighbours are known.
+    in_a_row = np.ptp(measured) + 1 == len(measured)
+    if in_a_row and (gains := frame_gains(counts, valid)) is not None:
+        counts, noted["frame_gain_rms"] = _without(counts, gains, (1, 2))
+        told["frame_gains"] = gains.round(4).tolist()
+    if (gains := pixel_gains(counts, valid)) is not None:
         counts, noted["pixel_gain_rms"] = _without(counts, gains, (0,))
     if not noted:
         return volume
@@ -109,7 +131,7 @@ def frame_gains(counts: Numbers, valid: NDArray[np.bool_]) -> Numbers | None:
         bool, the same shape; pixels that are not valid in all frames aren't asked.
     """
     curves = counts[:, valid.all(axis=0)].T
-    return common_gains(_brightest(curves, CURVES), FRAMES, ENOUGH_FRAMES)
+    return common_gains(_brightest(curves, CURVES), FRAMES)
 
 
 def pixel_gains(counts: Numbers, valid: NDArray[np.bool_]) -> Numbers | None:
@@ -121,7 +143,7 @@ def pixel_gains(counts: Numbers, valid: NDArray[np.bool_]) -> Numbers | None:
     images = counts if valid.all() else fill_invalid(counts, valid)
     if images[~valid].sum() > FILLED * images.sum():
         return None
-    return common_gains(_brightest(images, IMAGES), PIXELS, ENOUGH_PIXELS, good)
+    return common_gains(_brightest(images, IMAGES), PIXELS, good)
 
 
 def _without(counts: Numbers, gains: Numbers, axes: tuple[int, ...]) -> tuple[Numbers, float]:
@@ -159,72 +181,101 @@ def _brightest(samples: Numbers, most: int) -> Numbers:
     return np.ascontiguousarray(samples[np.sort(chosen)], dtype=np.float32)
 
 
-def common_gains(
-    samples: Numbers, spread: float, enough: float, free: NDArray[np.bool_] | None = None
-) -> Numbers | None:
+def common_gains(samples: Numbers, kind: Kind, free: NDArray[np.bool_] | None = None) -> Numbers | None:
     """Return the gains that all samples have in common; None where they tell of none.
 
     Parameters
     ----------
     samples
         Counts, float32 (samples, ...): a grid of one or two axes each.
-    spread
-        How far gains are from 1 at a guess.
-    enough
-        By what factor the power beyond the crystal's extent must fall.
+    kind
+        Of the gains.
     free
         Places of the grid that may have a gain; None for all.
     """
-    gains = None
-    for _ in range(ROUNDS):
-        more = _gains(samples, spread, enough, free)
-        if more is None:
+    gains = np.ones(samples.shape[1:], np.float32)
+    first = lags = Lags.of(samples)
+    for _ in range(kind.rounds):
+        if lags is None or lags.excess < kind.enough:
             break
+        gains = gains * lags.gains(kind.spread, free)
         # With less of a halo the crystal's extent shows better, and with it more of the gains.
-        samples = samples / more
-        gains = more if gains is None else gains * more
-    return gains
-
-
-def _gains(samples: Numbers, spread: float, enough: float, free: NDArray[np.bool_] | None) -> Numbers | None:
-    """Return what `common_gains` are with the extent that the samples show as they are."""
-    if len(samples) < FEWEST:
+        lags = Lags.of(samples / gains)
+    if first is None or lags is None or lags is first:
         return None
-    grid, axes = samples.shape[1:], tuple(range(1, samples.ndim))
-    size = (samples + (UNLIKE * samples) ** 2).mean(axis=axes, keepdims=True) + 1 / np.prod(grid)
-    weight = (1 / size).astype(np.float32)
-    noise = (weight * samples).sum(axis=0)
-    lags = np.abs(np.asarray(scipy.fft.fftn(samples, axes=axes)))
-    power = (weight * lags**2).sum(axis=0) / noise.sum()
-    # Of counts that no detector gives, squares overflow.
-    reach = extent(power) if np.isfinite(power).all() else None
-    if reach is None:
-        return None
-    distance = _distance(grid, reach)
-    outside = distance > 1
-    if power[outside].mean() < enough:
-        return None
-    noise *= outside.mean()
-    # What varies more slowly than the crystal is long is hardly seen beyond it.
-    likely = spread * np.minimum(distance, 1) ** 2
-    allowed = np.ones(grid) if free is None else free
+    told = lags.beyond >= BEYOND and lags.excess - 1 <= LEFT * (first.excess - 1)
+    return gains if told else None
 
-    def beyond(factors: Numbers) -> Numbers:
-        return (weight * samples * _filtered(samples * factors, outside)).sum(axis=0)
 
-    def changed(unknown: Numbers) -> Numbers:
-        return allowed * _filtered(unknown, likely)
+@dataclass(frozen=True, eq=False)
+class Lags:
+    """Samples, and what their lags say beyond the crystal's.
 
-    def curvature(unknown: Numbers) -> Numbers:
-        change = changed(unknown)
-        rise = beyond(change) - (1 - KEPT) * noise * change
-        return _filtered(allowed * rise, likely) + unknown
+    Parameters
+    ----------
+    samples
+        Counts, float32 (samples, ...).
+    weight
+        Of each sample, one over the counts of a place, float32 (samples, 1, ...).
+    noise
+        Variance at each place, weighted and summed over the samples, float32 (...).
+    distance
+        Of each lag, 1 where the crystal's end, float32 (...), origin at index 0.
+    excess
+        Power beyond the crystal's lags over that of counting noise.
+    beyond
+        Share of the lags that lie there.
+    """
 
-    even = np.ones(grid, np.float32)
-    slope = _filtered(allowed * (beyond(even) - noise), likely)
-    factors = (even + changed(conjugate_gradients(curvature, -slope))).clip(1 / BOUND, BOUND)
-    left = (factors * beyond(factors)).sum() / (noise * factors**2).sum()
-    return (1 / factors).astype(np.float32) if enough * left < power[outside].mean() else None
+    samples: Numbers
+    weight: Numbers
+    noise: Numbers
+    distance: Numbers
+    excess: float
+    beyond: float
+
+    @classmethod
+    def of(cls, samples: Numbers) -> "Lags | None":
+        """Return the lags of samples; None where too few samples or lags are left to tell anything."""
+        if len(samples) < FEWEST:
+            return None
+        grid, axes = samples.shape[1:], tuple(range(1, samples.ndim))
+        size = (samples + (UNLIKE * samples) ** 2).mean(axis=axes, keepdims=True) + 1 / np.prod(grid)
+        weight = (1 / size).astype(np.float32)
+        noise = (weight * samples).sum(axis=0)
+        size = np.abs(np.asarray(scipy.fft.fftn(samples, axes=axes)))
+        power = (weight * size**2).sum(axis=0) / noise.sum()
+        # Of counts that no detector gives, squares overflow.
+        reach = extent(power) if np.isfinite(power).all() else None
+        if reach is None:
+            return None
+        distance = _distance(grid, reach)
+        outside = distance > 1
+        return cls(samples, weight, noise, distance, float(power[outside].mean()), float(outside.mean()))
+
+    def gains(self, spread: float, free: NDArray[np.bool_] | None = None) -> Numbers:
+        """Return the gains that account for what lies beyond, as in `common_gains`."""
+        outside = self.distance > 1
+        noise = self.noise * self.beyond
+        # What varies more slowly than the crystal is long is hardly seen beyond it.
+        likely = spread * np.minimum(self.distance, 1) ** 2
+        allowed = np.ones(self.noise.shape) if free is None else free
+
+        def unlikely(factors: Numbers) -> Numbers:
+            return (self.weight * self.samples * _filtered(self.samples * factors, outside)).sum(axis=0)
+
+        def changed(unknown: Numbers) -> Numbers:
+            return allowed * _filtered(unknown, likely)
+
+        def curvature(unknown: Numbers) -> Numbers:
+            change = changed(unknown)
+            rise = unlikely(change) - (1 - KEPT) * noise * change
+            return _filtered(allowed * rise, likely) + unknown
+
+        even = np.ones(self.noise.shape, np.float32)
+        slope = _filtered(allowed * (unlikely(even) - noise), likely)
+        factors = even + changed(conjugate_gradients(curvature, -slope))
+        return (1 / factors.clip(1 / BOUND, BOUND)).astype(np.float32)
 
 
 def extent(power: NDArray[np.floating]) -> tuple[int, ...] | None:
