@@ -1,8 +1,8 @@
 """The main path: a diffraction volume in, a crystal out. Start reading here.
 
-The volume is centred on its peak; a few independent starts, the network's guesses where there are weights,
-are phased on its central, coarse part; two that agree go up level by level to the full grid; the better is
-fitted to the end, judged on voxels that no fit saw, and given its physical meaning.
+The volume is evened out and centred on its peak; a few independent starts, the network's guesses where there
+are weights, are phased on its central, coarse part; two that agree go up level by level to the full grid; the
+better is fitted to the end, judged on voxels that no fit saw, and given its physical meaning.
 """
 
 import logging
