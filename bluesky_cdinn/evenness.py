@@ -216,7 +216,7 @@ class Lags:
     samples
         Counts, float32 (samples, ...).
     weight
-        Of each sample, one over the counts of a place, float32 (samples, 1, ...).
+        Of each sample, one over the mean variance of its counts, float32 (samples, 1, ...).
     noise
         Variance at each place, weighted and summed over the samples, float32 (...).
     distance
@@ -240,12 +240,13 @@ class Lags:
         if len(samples) < FEWEST:
             return None
         grid, axes = samples.shape[1:], tuple(range(1, samples.ndim))
-        size = (samples + (UNLIKE * samples) ** 2).mean(axis=axes, keepdims=True) + 1 / np.prod(grid)
-        weight = (1 / size).astype(np.float32)
-        noise = (weight * samples).sum(axis=0)
-        size = np.abs(np.asarray(scipy.fft.fftn(samples, axes=axes)))
-        power = (weight * size**2).sum(axis=0) / noise.sum()
         # Of counts that no detector gives, squares overflow.
+        with np.errstate(over="ignore", invalid="ignore"):
+            variance = (samples + (UNLIKE * samples) ** 2).mean(axis=axes, keepdims=True)
+            weight = (1 / (variance + 1 / np.prod(grid))).astype(np.float32)
+            noise = (weight * samples).sum(axis=0)
+            lags = np.abs(np.asarray(scipy.fft.fftn(samples, axes=axes)))
+            power = (weight * lags**2).sum(axis=0) / noise.sum()
         reach = extent(power) if np.isfinite(power).all() else None
         if reach is None:
             return None
@@ -291,11 +292,10 @@ def extent(power: NDArray[np.floating]) -> tuple[int, ...] | None:
         line = np.moveaxis(power, axis, 0).reshape(n, -1)[: n // 2, 0]
         first.append(1 + int(np.flatnonzero(line > FIRST * line[0]).max(initial=0)))
     boxes: list[tuple[int, ...]] = []
-    while all(r <= WIDEST * n for r, n in zip(first, power.shape, strict=True)):
-        grown = tuple(round(r * (1 + STEPS * len(boxes))) for r in first)
-        if any(r > WIDEST * n for r, n in zip(grown, power.shape, strict=True)):
-            break
-        boxes.append(grown)
+    box = tuple(first)
+    while all(r <= WIDEST * n for r, n in zip(box, power.shape, strict=True)):
+        boxes.append(box)
+        box = tuple(round(r * (1 + STEPS * len(boxes))) for r in first)
     if len(boxes) <= SURE:
         return None
     left = [float(power[_distance(power.shape, box) > 1].mean()) for box in boxes]
