@@ -103,7 +103,7 @@ def evened(volume: DiffractionVolume) -> DiffractionVolume:
     in_a_row = np.ptp(measured) + 1 == len(measured)
     if in_a_row and (gains := frame_gains(counts, valid)) is not None:
         counts, noted["frame_gain_rms"] = _without(counts, gains, (1, 2))
-        told["frame_gains"] = gains.round(4).tolist()
+        told["frame_gains"] = gains.astype(np.float64).round(4).tolist()
     if (gains := pixel_gains(counts, valid)) is not None:
         counts, noted["pixel_gain_rms"] = _without(counts, gains, (0,))
     if not noted:
