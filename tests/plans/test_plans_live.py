@@ -47,8 +47,8 @@ def test_a_scan_comes_back_with_its_result(RE, catalog, live, recording, tmp_pat
     assert catalog.raw[summary.raw_uid].metadata["stop"]["exit_status"] == "success"
     loaded = summary.load()
     assert loaded.raw_uid == summary.raw_uid
-    # What the angle of a complex number is rounded to differs between processors.
-    np.testing.assert_allclose(loaded.phase[loaded.support], 0.3, rtol=1e-6)
+    # The last bit of an angle differs between processors.
+    np.testing.assert_allclose(np.unique(loaded.phase[loaded.support]), [0.3], rtol=2e-7)
 
 
 def test_the_session_s_own_callback_is_the_default(RE, live, recording):
