@@ -77,10 +77,20 @@ def shift(density: Complex, offset: Sequence[float]) -> Complex:
 
 def _moved(spectrum: Complex, offset: Sequence[float]) -> Complex:
     """Return the object of a spectrum, which is overwritten, moved by a number of voxels."""
-    for axis, (n, step) in enumerate(zip(spectrum.shape, offset, strict=True)):
-        phase = np.exp(-2j * np.pi * np.fft.fftfreq(n) * step).astype(spectrum.dtype)
+    for axis, (along, step) in enumerate(zip(_frequencies(spectrum), offset, strict=True)):
+        phase = np.exp(-2j * np.pi * along * step).astype(spectrum.dtype)
         spectrum *= phase.reshape([-1 if a == axis else 1 for a in AXES])
     return np.asarray(scipy.fft.ifftn(spectrum, overwrite_x=True))
+
+
+def _frequencies(spectrum: Complex) -> list[NDArray[np.float64]]:
+    """Return the frequencies along each axis, cycles a voxel, half a cycle to both sides of the peak.
+
+    The pattern of a peak off the centre reaches across the grid's edge. With frequencies of half a cycle to
+    both sides of zero, a shift by a fraction of a voxel would tear it apart there.
+    """
+    peak = np.unravel_index(np.abs(spectrum).argmax(), spectrum.shape)
+    return [np.roll(np.fft.fftfreq(n), p) + p / n for n, p in zip(spectrum.shape, peak, strict=True)]
 
 
 def ramp(shape: Sequence[int], cycles: Sequence[float], dtype: Any = np.complex64) -> Complex:
@@ -116,9 +126,9 @@ def _registered(candidate: Complex, reference: Complex) -> tuple[tuple[float, ..
     ]
     # One axis is summed at a time, the first one first, as it lies in memory.
     local = cross.reshape(len(cross), -1)
-    for offsets, n in zip(fine, cross.shape, strict=True):
-        kernel = np.exp(2j * np.pi * np.outer(offsets, np.fft.fftfreq(n))).astype(np.complex64)
-        local = (kernel @ local.reshape(n, -1)).T
+    for offsets, along in zip(fine, _frequencies(reference), strict=True):
+        kernel = np.exp(2j * np.pi * np.outer(offsets, along)).astype(np.complex64)
+        local = (kernel @ local.reshape(len(along), -1)).T
     local = local.reshape([len(offsets) for offsets in fine])
     best = np.unravel_index(np.abs(local).argmax(), local.shape)
     offset = tuple(float(offsets[i]) for offsets, i in zip(fine, best, strict=True))

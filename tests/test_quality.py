@@ -79,6 +79,20 @@ def test_comparison_removes_every_ambiguity(crystal, twins, offset, cycles):
     assert found.iou > 0.99
 
 
+def test_a_peak_far_off_the_centre_changes_no_comparison(crystal):
+    far = quality.ramp(crystal.shape, (11, -14, 9))
+    other = crystal * np.exp(0.2j * np.abs(crystal))
+    expected = quality.compare(other, crystal)
+    for offset in ((0, 0, 0), (0.35, -0.45, 0.5), (2.5, -3.4, 1.5)):
+        found = quality.compare(quality.shift(other, offset) * far, crystal * far)
+        assert found.correlation == pytest.approx(expected.correlation, abs=0.002)
+        assert found.phase_rmse == pytest.approx(expected.phase_rmse, abs=0.01)
+        assert found.iou == pytest.approx(expected.iou, abs=0.01)
+        # A shift keeps the pattern's place.
+        again = quality.shift(quality.shift(crystal, offset) * far, np.negative(offset))
+        assert quality.similarity(again, crystal * far) == pytest.approx(1, abs=1e-5)
+
+
 def test_comparison_sees_what_is_different(crystal, support):
     rng = np.random.default_rng(1)
     noise = np.exp(1j * rng.normal(0, 0.3, crystal.shape))
