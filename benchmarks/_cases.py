@@ -69,12 +69,16 @@ def crystal_case(
     defect: DefectName | None = None,
     side: int = SIDE,
     cell: NDArray[np.float64] | None = None,
+    finer: int = 1,
 ) -> Case:
     """Return a random crystal's pattern with counting noise, ``side`` voxels along each axis.
 
     The crystal's longest extent along a grid axis is 1/2 to 1/3 of the side, its place random to a fraction
     of a voxel, its orientation random. The columns of ``cell``, float64 (3, 3), are the object's voxel but
     for its size; cubic where not given.
+
+    The transform of the crystal's voxels is its pattern, folded back at the grid's edges. With voxels that
+    are ``finer`` so many times it is computed as far out, and cut off where a detector would end.
     """
     rng = np.random.default_rng(seed)
     crystal = random_crystal(rng, 100.0, phase_range, defect=defect)
@@ -91,7 +95,13 @@ def crystal_case(
         "defect": defect,
         "oversampling": (side * voxel_nm / extents).round(2).tolist(),
     }
-    return measured(Case(name, kind, np.zeros(0), np.zeros(0, dtype=bool), density, facts), counts, rng)
+    case = measured(Case(name, kind, np.zeros(0), np.zeros(0, dtype=bool), density, facts), counts, rng)
+    if finer == 1:
+        return case
+    whole = far_field(sample(placed, voxel_nm / finer * cell, (side * finer,) * 3))
+    middle = slice(side * (finer - 1) // 2, side * (finer + 1) // 2)
+    pattern = np.abs(whole[middle, middle, middle]).astype(np.float64) ** 2
+    return replace(case, intensity=rng.poisson(counts / pattern.max() * pattern).astype(np.float32))
 
 
 def measured(case: Case, counts: float, rng: np.random.Generator) -> Case:
@@ -209,6 +219,8 @@ class Kind:
         What is done to a crystal's case.
     sheared
         Whether the pattern is on an oblique grid.
+    finer
+        As `crystal_case` takes it.
     """
 
     prefix: str
@@ -219,6 +231,7 @@ class Kind:
     defects: tuple[DefectName | None, ...] = (None,)
     change: Callable[[Case], Case] = lambda case: case
     sheared: bool = False
+    finer: int = 1
 
     def cases(self, count: int) -> Iterator[Case]:
         """Yield ``count`` of them."""
@@ -227,7 +240,9 @@ class Kind:
             seed = self.first_seed + i
             name, cell = f"{self.prefix}-{i:02d}", sheared_cell(seed) if self.sheared else None
             yield self.change(
-                crystal_case(name, self.title, seed, phase_range, self.counts, defect, cell=cell)
+                crystal_case(
+                    name, self.title, seed, phase_range, self.counts, defect, cell=cell, finer=self.finer
+                )
             )
 
 
@@ -248,6 +263,7 @@ OTHERS = (
     Kind("dislocation", "dislocation", 96_700, defects=("dislocation",)),
     Kind("extra1", "very strong, 2π-4π rad", 91_000, (2 * np.pi, 4 * np.pi)),
     Kind("extra5", "void, dislocation or domain wall", 95_000, defects=DEFECTS),
+    Kind("beyond", "pattern cut off, not folded back", 96_800, finer=3),
 )
 
 

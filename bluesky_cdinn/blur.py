@@ -152,7 +152,7 @@ class Fit:
     def expected(self, density: Tensor, numbers: Tensor) -> Tensor:
         """Return the counts to expect, float (1, n0, n1, n2); differentiable."""
         field = torch.fft.fftn(torch.view_as_complex(density) * self.objects.support, dim=AXES, norm="ortho")
-        power = field.real.square() + field.imag.square()
+        power = self.measurement.crystal_power(field.real.square() + field.imag.square())
         if len(numbers) > 1:
             shape = power.shape[1:]
             lags = torch.fft.rfftn(power, dim=AXES) * mutual_coherence(shape, numbers[:-1].expand(3))

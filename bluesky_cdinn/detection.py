@@ -76,7 +76,9 @@ class Detection:
             counts = counts * self.scales[:, None, None].to(power.device)
         return counts if self.background is None else counts + self.background.to(power.device)
 
-    def impose(self, field: Tensor, magnitude: Tensor, fitted: Tensor | None) -> Tensor:
+    def impose(
+        self, field: Tensor, magnitude: Tensor, fitted: Tensor | None, power: Tensor | None = None
+    ) -> Tensor:
         """Take a field towards the measured counts in place: the steepest descent that never overshoots.
 
         A blurred pattern is a sum of patterns, ``sqrt(blur[j]) * F[k - j]`` each. Giving all of them the
@@ -92,8 +94,11 @@ class Detection:
             sqrt of the counts, float (n0, n1, n2).
         fitted
             bool (n0, n1, n2), False where nothing is known; None takes all.
+        power
+            ``abs(F)**2`` that is counted, where the field is that but for a factor at each voxel.
         """
-        expected = self.expected(field.real.square().add_(field.imag.square()))
+        power = field.real.square().add_(field.imag.square()) if power is None else power
+        expected = self.expected(power)
         ratio = ((magnitude.square() + ANSCOMBE) / expected.add_(ANSCOMBE)).sqrt_()
         if self.coherence is not None:
             ratio.clamp_max_(STEEPEST)

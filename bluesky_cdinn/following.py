@@ -265,7 +265,7 @@ def update(
                 to_centre(solution.best.support[0]).cpu().numpy() > 0,
             )
             support &= quality.half_level_support(density)
-            counts = posed.working.measurement.target.square().cpu().numpy()
+            counts = posed.working.measurement.fitted_counts.cpu().numpy()
             found = signs(density, support, counts, chi2, numbers.get("phase_spread_rad"))
             full = tuple(posed.full.magnitude.shape)
             centre, changed, moved = zero_frequency(centred), {}, [0.0, 0.0, 0.0]

@@ -35,19 +35,20 @@ class Counted:
         float32 (n0, n1, n2), origin at n // 2.
     fitted
         bool, the same shape, origin at index 0; None where all are.
-    detection
-        As `refine.Measurement` has it.
+    detection, averaged
+        As `refine.Measurement` has them.
     """
 
     counts: NDArray[np.float32]
     fitted: Tensor | None
     detection: Detection | None
+    averaged: bool = False
 
     @classmethod
     def of(cls, measurement: Measurement) -> "Counted":
         """Return the counts of a measurement."""
         counts = to_centre(measurement.magnitude).square_().cpu().numpy()
-        return cls(counts, measurement.fitted, measurement.detection)
+        return cls(counts, measurement.fitted, measurement.detection, measurement.averaged)
 
 
 def thinned(
@@ -124,6 +125,7 @@ def fitted_to(
     magnitude = to_corner(torch.from_numpy(half)).sqrt_().to(start.density.device)
     del half
     seen = None if counted.detection is None else counted.detection.thinned(0.5)
-    for _ in run([LBFGS(ITERATIONS)], start, Measurement(magnitude, counted.fitted, detection=seen)):
+    measurement = Measurement(magnitude, counted.fitted, detection=seen, averaged=counted.averaged)
+    for _ in run([LBFGS(ITERATIONS)], start, measurement):
         pass
     return start.density[0].cpu().numpy()

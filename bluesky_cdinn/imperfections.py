@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bluesky_cdinn.forward import amplitude_loss, poisson_deviance
 from bluesky_cdinn.lbfgs import LBFGS
 from bluesky_cdinn.phasing import SMOOTHNESS, Watch
-from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, power_of, run
+from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, held_out_deviance, power_of, run
 from bluesky_cdinn.scoring import Part, scored
 
 # Share of the held-out voxels' deviance that each must take away. Clean patterns of 10^3 to 10^6 counts lose
@@ -47,8 +46,7 @@ def fitted_with_background(objects: Objects, measurement: Measurement, watch: Wa
         for state in run([LBFGS(LAST, SMOOTHNESS)], objects, measurement):
             watch(state)
     if measurement.detection is not None:
-        expected = measurement.expected(power_of(objects)).sqrt()
-        objects.chi2 = amplitude_loss(expected, measurement.magnitude, measurement.fitted)
+        objects.chi2 = measurement.chi2(power_of(objects))
     return measurement
 
 
@@ -68,9 +66,3 @@ def wanted(power: Tensor, measurement: Measurement) -> frozenset[Part]:
             found.append(part)
             now = then
     return frozenset(found)
-
-
-def held_out_deviance(power: Tensor, measurement: Measurement) -> float:
-    """Return the Poisson deviance of a held-out voxel."""
-    expected, counts = measurement.expected(power), measurement.magnitude.square()
-    return float(poisson_deviance(expected, counts, measurement.held_out))

@@ -10,19 +10,17 @@ from numpy.typing import NDArray
 from bluesky_cdinn import quality, resolution
 from bluesky_cdinn.boxed import Boxed
 from bluesky_cdinn.detection import Detection
-from bluesky_cdinn.forward import AXES, poisson_deviance, to_centre
+from bluesky_cdinn.forward import AXES, to_centre
 from bluesky_cdinn.half_sets import Counted, half_sets
 from bluesky_cdinn.preview import intensity_slices
 from bluesky_cdinn.records import DiffractionVolume
-from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.refine import Measurement, Objects, held_out_deviance, power_of
 from bluesky_cdinn.resolution import HalfSets
 
 
 def judge(best: Objects, finalists: Boxed, full: Measurement) -> dict[str, Any]:
     """Return free_llk and, from several finalists, their agreement and PRTF."""
-    expected = full.expected(torch.fft.fftn(best.density, dim=AXES, norm="ortho").abs().square())
-    deviance = poisson_deviance(expected, full.magnitude.square(), full.held_out)
-    numbers: dict[str, Any] = {"free_llk": float(deviance[0])}
+    numbers: dict[str, Any] = {"free_llk": held_out_deviance(power_of(best)[0], full)}
     if len(finalists.density) > 1:
         # Where the origin is doesn't matter here.
         first, *others = (finalists.whole(n).density[0].cpu().numpy() for n in range(len(finalists.chi2)))

@@ -83,7 +83,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 def seen_shape(measurement: Measurement) -> tuple[int, int, int]:
     """Return the grid that the network sees: the coarsest level, in sides that it can take."""
     intensity = to_centre(measurement.intensity).cpu().numpy()
-    support = to_centre(autocorrelation_support(measurement.intensity)).cpu().numpy()
+    support = to_centre(autocorrelation_support(measurement.object_intensity)).cpu().numpy()
     extent = [
         int(support.any(axis=tuple(other for other in range(3) if other != axis)).sum()) for axis in range(3)
     ]

@@ -164,7 +164,7 @@ def deblurred(problem: Problem) -> Problem:
     if measurement.detection is None:
         return problem
     counts = without_blur(measurement.intensity, measurement.detection.blur)
-    coherent = Measurement(counts.sqrt(), measurement.fitted, measurement.held_out, counts)
+    coherent = replace(measurement, magnitude=counts.sqrt(), filled=counts, detection=None)
     return Problem(coherent, problem.levels)
 
 

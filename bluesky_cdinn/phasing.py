@@ -24,11 +24,14 @@ from bluesky_cdinn.refine import (
     Objects,
     ShrinkWrap,
     Step,
+    held_out_deviance,
     parts,
+    power_of,
     run,
 )
 from bluesky_cdinn.starts import Start
 from bluesky_cdinn.support import autocorrelation_support
+from bluesky_cdinn.voxels import unaveraged
 from bluesky_cdinn.windows import measurement_window, objects_on
 
 Shape = tuple[int, int, int]
@@ -48,6 +51,8 @@ ROUNDS, GUESSES = 3, 2
 BLURRED = 2
 # Complex correlation of two fitted objects under which they are fitted once more.
 SETTLED = 0.995
+# Voxels over which a pattern is taken for a measured one.
+LARGEST_FOLDED = 2**22
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
 # crystal may exceed what is left, and how long to try. A strongly strained crystal's autocorrelation falls
 # off so fast that a high level loses half of it; a real one's has a halo, of defects or neighbours, that a
@@ -138,7 +143,7 @@ def search(
         if count == 1 or best.agreement > SURE:
             return Found(best.halves(), origin, guess_chi2)
     for level, excess, effort in ATTEMPTS if count > 1 else ATTEMPTS[:1]:
-        room = excess * float(autocorrelation_support(measurement.intensity, level).sum())
+        room = excess * float(autocorrelation_support(measurement.object_intensity, level).sum())
         objects = start(measurement, count, generator)
         attempt = phased(objects, measurement, search_recipe(max(1, int(room)), effort), watch)
         if best is None or attempt.agreement > best.agreement:
@@ -308,6 +313,40 @@ def finish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     for state in run(recipe, whole, measurement):
         watch(state)
     return whole
+
+
+def as_it_scatters(objects: Objects, measurement: Measurement, watch: Watch) -> tuple[Objects, Measurement]:
+    """Return objects that are the whole crystal rather than means over voxels, if that is what they are.
+
+    A crystal's pattern goes on beyond the grid, and what is cut off it is told of its means alone. That of a
+    simulated one may be all there, folded back at the edges, as a Fourier transform of it does: then it is
+    predicted better without them.
+
+    Parameters
+    ----------
+    objects
+        Means over voxels, fitted to the end.
+    measurement
+        With voxels held out, by which to tell.
+
+    Returns
+    -------
+    objects
+        The better ones.
+    measurement
+        Which says what they are.
+    """
+    known = measurement.held_out is not None
+    if not (measurement.averaged and known and objects.density[0].numel() <= LARGEST_FOLDED):
+        return objects, measurement
+    folded = replace(measurement, averaged=False)
+    whole = Objects(unaveraged(objects.density), objects.support.clone(), objects.chi2.clone())
+    for state in run([LBFGS(20, SMOOTHNESS)], whole, folded):
+        watch(state)
+    least = held_out_deviance(power_of(objects)[0], measurement)
+    return (
+        (whole, folded) if held_out_deviance(power_of(whole)[0], folded) < least else (objects, measurement)
+    )
 
 
 def settle(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:

@@ -21,7 +21,7 @@ from bluesky_cdinn.device import choose_device
 from bluesky_cdinn.doubts import confidence, doubts, larger_body, signs
 from bluesky_cdinn.errors import IncompleteScan, InvalidInput
 from bluesky_cdinn.evenness import evened, gain_numbers
-from bluesky_cdinn.forward import to_centre
+from bluesky_cdinn.forward import to_centre, to_corner
 from bluesky_cdinn.geometry import volume_bases
 from bluesky_cdinn.grid import signal_window
 from bluesky_cdinn.half_sets import Counted
@@ -40,6 +40,7 @@ from bluesky_cdinn.seen import remarks, seen_numbers
 from bluesky_cdinn.settings import ReconstructionOptions
 from bluesky_cdinn.starts import start_named
 from bluesky_cdinn.volume import assemble, load_frames
+from bluesky_cdinn.voxels import averaged, unaveraged
 from bluesky_cdinn.warm_start import Known, WarmStart, over_noise
 from bluesky_cdinn.watch import Cancel, Report, Watch
 from bluesky_cdinn.weights import shipped_weights
@@ -211,6 +212,8 @@ def reconstruct(
                 numbers["guess_chi2"] = guess_chi2
             if options.refine:
                 best = phasing.settle(best, measurement, watch)
+            if measurement.averaged:
+                best = replace(best, density=unaveraged(best.density))
             shape = centred.intensity.shape
             best = unpadded(best, shape)
             seen = None if measurement.detection is None else measurement.detection.window(shape)
@@ -224,16 +227,18 @@ def reconstruct(
             )
             del best
             halves = judgement.halved(finalists, counted, share, options.seed)
-    support &= quality.half_level_support(density)
+    # A crystal whose pattern the detector saw a part of rings; its means over voxels don't.
+    means = to_centre(averaged(to_corner(torch.from_numpy(density)))).numpy()
+    support &= quality.half_level_support(means)
     sampled = oversampling(support) if support.any() else {}
     spread, counts = numbers.get("phase_spread_rad"), np.where(centred.valid, centred.intensity, 0)
-    found = signs(density, support, counts, chi2, spread)
+    found = signs(means, support, counts, chi2, spread)
     # Of two crystals the larger one.
-    crystal, _ = larger_body(density, support)
+    crystal, _ = larger_body(means, support)
     with watch.stage("strain"):
         physical = physical_result(
             centred,
-            density,
+            means,
             crystal,
             spread_rad=spread,
             misfit=found.misfit,
@@ -415,6 +420,10 @@ def finished(
             if options.imperfections:
                 whole = fitted_with_background(best, whole, watch)
         posed = replace(posed, full=whole)
+    if full:
+        with watch.stage("polish"):
+            best, measurement = phasing.as_it_scatters(best, posed.full, watch)
+        posed = replace(posed, full=measurement)
     return Solution(finalists, best, posed, origin, guess_chi2)
 
 

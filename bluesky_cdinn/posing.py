@@ -171,7 +171,7 @@ def sampled(full: Measurement, seed: int, blur: Blur = COHERENT) -> phasing.Prob
     blur
         What the pattern is known to be blurred by, voxels: it shortens the autocorrelation.
     """
-    extent = extent_of(full.intensity)
+    extent = extent_of(full.object_intensity)
     if any(blur):
         whole = extent_of(without_blur(full.intensity, blur, CERTAIN))
         if all(true <= HIDDEN * seen for true, seen in zip(whole, extent, strict=True)):
@@ -226,4 +226,4 @@ def _measurement(
     arrays = (np.sqrt(intensity), valid & ~free, free, filled)
     magnitude, fitted, held_out, estimate = (to_corner(torch.from_numpy(a).to(device)) for a in arrays)
     # Where all is measured nothing is an estimate, and whole grids are large.
-    return Measurement(magnitude, fitted, held_out, None if valid.all() else estimate)
+    return Measurement(magnitude, fitted, held_out, None if valid.all() else estimate, averaged=True)

@@ -23,6 +23,7 @@ from bluesky_cdinn.detection import Detection
 from bluesky_cdinn.forward import AXES, amplitude_loss, poisson_deviance
 from bluesky_cdinn.support import TINY, below_ceiling, gaussian_blur, largest, modulus, typical_amplitude
 from bluesky_cdinn.support_box import SupportBox
+from bluesky_cdinn.voxels import crystal_power, mean_field
 
 
 @dataclass(eq=False)
@@ -41,7 +42,10 @@ class Measurement:
         Counts with an estimate where nothing was measured, float32 (n0, n1, n2), for the autocorrelation;
         None where all was.
     detection
-        How the voxels count the objects' far field; None where they count ``abs(F)**2``.
+        How the voxels count the crystal's far field; None where they count ``abs(F)**2``.
+    averaged
+        Whether the objects are means over voxels of a crystal that scatters beyond the grid (`voxels`): then
+        so much less is asked of their field. Else it is the crystal's own.
     """
 
     magnitude: Tensor
@@ -49,25 +53,50 @@ class Measurement:
     held_out: Tensor | None = None
     filled: Tensor | None = None
     detection: Detection | None = None
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         self.unfitted = None if self.fitted is None else (~self.fitted).to(self.magnitude.dtype)
         # Zero where it is not fitted, so that imposing it takes no mask.
         self.target = self.magnitude if self.fitted is None else self.magnitude * self.fitted
-        counts = self.target.square()
-        self.power = float(counts.sum())
         # The chi2 that counting noise alone gives: the variance of sqrt(counts) is 1/4, and that of no
         # more than their mean where they are few.
-        self.noise = float(counts.clamp_max(0.25).sum()) / max(self.power, TINY)
+        noise = self.target.clamp_max(0.5)
+        if self.averaged:
+            self.target, noise = mean_field(self.target), mean_field(noise)
+        self.power = float(self.target.square().sum())
+        self.noise = float(noise.square().sum()) / max(self.power, TINY)
 
     @property
     def intensity(self) -> Tensor:
         """Counts, or the estimate of them where they were not measured."""
         return self.magnitude.square() if self.filled is None else self.filled
 
+    @property
+    def fitted_counts(self) -> Tensor:
+        """Counts, zero where they are not fitted."""
+        counts = self.magnitude.square()
+        return counts if self.fitted is None else counts.mul_(self.fitted)
+
+    @property
+    def object_intensity(self) -> Tensor:
+        """What the intensity is of the objects' own field."""
+        return mean_field(self.intensity.sqrt()).square() if self.averaged else self.intensity
+
+    def crystal_power(self, power: Tensor) -> Tensor:
+        """Return the crystal's ``abs(F)**2`` from the objects' own, float (..., n0, n1, n2)."""
+        return crystal_power(power) if self.averaged else power
+
     def expected(self, power: Tensor) -> Tensor:
-        """Return the counts to expect of ``abs(F)**2``, float (..., n0, n1, n2)."""
+        """Return the counts to expect of the objects' ``abs(F)**2``, float (..., n0, n1, n2)."""
+        power = self.crystal_power(power)
         return power if self.detection is None else self.detection.expected(power)
+
+    def chi2(self, power: Tensor) -> Tensor:
+        """Return chi2 of the objects' ``abs(F)**2`` where it is fitted, as iterations count it."""
+        expected = self.expected(power).sqrt()
+        expected = mean_field(expected) if self.averaged else expected
+        return amplitude_loss(expected, self.target, self.fitted)
 
     def impose(self, field: Tensor, starts: slice = slice(None)) -> Tensor:
         """Give a field the measured magnitudes in place, keeping its phases and what was not measured.
@@ -75,7 +104,8 @@ class Measurement:
         ``starts`` says which it is of, where each has a measurement of its own.
         """
         if self.detection is not None:
-            return self.detection.impose(field, self.magnitude, self.fitted)
+            power = self.crystal_power(field.real.square().add_(field.imag.square()))
+            return self.detection.impose(field, self.magnitude, self.fitted, power)
         target, unfitted = self.target, self.unfitted
         if target.ndim > 3:
             target, unfitted = target[starts], None if unfitted is None else unfitted[starts]
@@ -168,7 +198,17 @@ def parts(density: Tensor) -> list[slice]:
 def free_chi2(density: Tensor, measurement: Measurement) -> Tensor:
     """Return chi2 of each object on the voxels held out of the fit, float (starts,)."""
     field = torch.fft.fftn(density, dim=AXES, norm="ortho")
-    return amplitude_loss(field, measurement.magnitude, measurement.held_out)
+    power = measurement.crystal_power(field.abs().square())
+    return amplitude_loss(power.sqrt(), measurement.magnitude, measurement.held_out)
+
+
+def held_out_deviance(power: Tensor, measurement: Measurement) -> float:
+    """Return the Poisson deviance of a voxel held out of the fit.
+
+    ``power`` is ``abs(F)**2`` of an object, float (n0, n1, n2).
+    """
+    counts = measurement.magnitude.square()
+    return float(poisson_deviance(measurement.expected(power), counts, measurement.held_out))
 
 
 @dataclass(frozen=True)
@@ -380,9 +420,9 @@ class GradientDescent:
             with torch.enable_grad():
                 density = torch.view_as_complex(values) * (scale * objects.support)
                 field = torch.fft.fftn(density, dim=AXES, norm="ortho")
-                error = amplitude_loss(field, measurement.magnitude, measurement.fitted)
+                error = amplitude_loss(field, measurement.target, measurement.fitted)
                 if self.loss == "poisson":
-                    power = field.real.square() + field.imag.square()
+                    power = measurement.expected(field.real.square() + field.imag.square())
                     loss = poisson_deviance(power, counts, measurement.fitted).sum()
                 else:
                     loss = error.sum()

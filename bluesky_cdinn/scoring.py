@@ -46,6 +46,7 @@ def scored(power: Tensor, measurement: Measurement, parts: frozenset[Part]) -> D
     a, b, c = power.shape
     detection = measurement.detection or Detection((a, b, c))
     fitted = torch.ones_like(power) if measurement.fitted is None else measurement.fitted.to(power.dtype)
+    power = measurement.crystal_power(power)
     pattern, expected = detection.blurred(power).clamp_min(0), detection.expected(power)
     weight = fitted / expected.clamp_min(FAINTEST)
     excess = weight * (measurement.magnitude.square() - expected)

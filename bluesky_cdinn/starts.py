@@ -21,7 +21,7 @@ class Start(Protocol):
 
 def autocorrelation_start(measurement: Measurement, count: int, generator: torch.Generator) -> Objects:
     """Start from random phases inside the support that the autocorrelation tells."""
-    support = autocorrelation_support(measurement.intensity)
+    support = autocorrelation_support(measurement.object_intensity)
     return _random_density(support.to(torch.float32), measurement, count, generator)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from bluesky_cdinn.forward import AXES
 from bluesky_cdinn.guess import guessed_support
 from bluesky_cdinn.refine import Measurement, Objects
+from bluesky_cdinn.voxels import crystal_field, mean_field
 
 # How a line along each axis lies in a volume.
 LINES = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
@@ -55,13 +56,21 @@ def measurement_window(measurement: Measurement, shape: Sequence[int]) -> Measur
         for array in (fitted, measurement.held_out, measurement.filled)
     ]
     seen = None if measurement.detection is None else measurement.detection.window(shape)
-    return Measurement(windowed(measurement.magnitude, shape), *cut, detection=seen)
+    magnitude = windowed(measurement.magnitude, shape)
+    return Measurement(magnitude, *cut, detection=seen, averaged=measurement.averaged)
 
 
 def objects_on(objects: Objects, shape: Sequence[int]) -> Objects:
-    """Return objects on the grid of another window: the same field, as far as both windows reach."""
+    """Return objects on the grid of another window: the same crystal, as far as both windows reach."""
     if tuple(objects.density.shape[-3:]) == tuple(shape):
         return objects
-    field = torch.fft.fftn(objects.density, dim=AXES, norm="ortho")
-    density = torch.fft.ifftn(windowed(field, shape), dim=AXES, norm="ortho")
+    density = density_on(objects.density, shape)
     return Objects(density, guessed_support(density), objects.chi2.clone())
+
+
+def density_on(density: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a crystal's means over the voxels of another window, complex (..., *shape)."""
+    field = torch.fft.fftn(density, dim=AXES, norm="ortho")
+    # Voxels of another size are other means.
+    field = mean_field(windowed(crystal_field(field), shape))
+    return torch.fft.ifftn(field, dim=AXES, norm="ortho")

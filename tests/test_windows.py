@@ -10,6 +10,12 @@ from bluesky_cdinn.refine import Measurement, Objects
 from bluesky_cdinn.windows import measurement_window, objects_on, windowed
 
 
+def crystals_field(density):
+    """Return the far field of a crystal from its means over voxels, in plain NumPy."""
+    factors = [np.sinc((np.arange(n) - n // 2) / n) for n in density.shape]
+    return far_field(density) / (factors[0][:, None, None] * factors[1][:, None] * factors[2])
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 8), (16, 20, 12), (30, 6, 13)])
 def test_a_window_keeps_what_both_grids_have_about_the_origin(shape):
     values = torch.randn(2, 12, 15, 13)
@@ -68,8 +74,8 @@ def test_a_coarser_object_is_the_low_frequencies_of_the_finer():
     density = crystal_density(3, 2.0, (24, 24, 24))
     corner = to_corner(torch.from_numpy(density))[None]
     coarse = objects_on(Objects(corner, torch.ones_like(corner.real), torch.zeros(1)), (16, 16, 16))
-    expected = far_field(density)[4:20, 4:20, 4:20]
-    found = far_field(to_centre(coarse.density)[0].numpy())
+    expected = crystals_field(density)[4:20, 4:20, 4:20]
+    found = crystals_field(to_centre(coarse.density)[0].numpy())
     np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
 
 
@@ -89,11 +95,11 @@ def test_resampling_keeps_the_field_and_adds_nothing(coarse, fine):
     objects = Objects(corner, torch.ones_like(corner.real), torch.tensor([0.5]))
     finer = objects_on(objects, fine)
     assert finer.density.shape == finer.support.shape == (1, *fine)
-    field = far_field(to_centre(finer.density[0]).numpy())
+    field, expected = crystals_field(to_centre(finer.density[0]).numpy()), crystals_field(density)
     window = window_on_grid(fine, coarse)
-    np.testing.assert_allclose(field[window], far_field(density), atol=1e-3 * abs(field).max())
+    np.testing.assert_allclose(field[window], expected, atol=1e-3 * abs(field).max())
     field[window] = 0
-    assert abs(field).max() < 1e-4 * abs(far_field(density)).max()
+    assert abs(field).max() < 1e-4 * abs(expected).max()
     assert finer.chi2 == objects.chi2
     finer.chi2[0] = 0
     assert objects.chi2 == 0.5
