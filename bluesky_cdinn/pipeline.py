@@ -227,18 +227,18 @@ def reconstruct(
             )
             del best
             halves = judgement.halved(finalists, counted, share, options.seed)
-    # A crystal whose pattern the detector saw a part of rings; its means over voxels don't.
-    means = to_centre(averaged(to_corner(torch.from_numpy(density)))).numpy()
-    support &= quality.half_level_support(means)
+    support &= quality.half_level_support(density)
     sampled = oversampling(support) if support.any() else {}
     spread, counts = numbers.get("phase_spread_rad"), np.where(centred.valid, centred.intensity, 0)
+    # What the detector saw of a crystal rings, however right it is; its means over voxels don't.
+    means = to_centre(averaged(to_corner(torch.from_numpy(density)))).numpy()
     found = signs(means, support, counts, chi2, spread)
     # Of two crystals the larger one.
-    crystal, _ = larger_body(means, support)
+    crystal, _ = larger_body(density, support)
     with watch.stage("strain"):
         physical = physical_result(
             centred,
-            means,
+            density,
             crystal,
             spread_rad=spread,
             misfit=found.misfit,

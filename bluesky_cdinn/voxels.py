@@ -7,8 +7,7 @@ crystal does. Their field is the crystal's times the form factor of a voxel, whi
 0.64 where an axis ends; what of it lies beyond the detector and is folded back is small, as the form factor
 falls to zero at twice that.
 
-The objects that are phased are such means; `crystal_field` tells what the detector saw of them. Taking the
-ringing out of what was phased before anything is told of it is what others do as apodization.
+The objects that are phased are such means; `crystal_field` tells what the detector saw of them.
 """
 
 from collections.abc import Sequence
