@@ -69,7 +69,7 @@ def objects_on(objects: Objects, shape: Sequence[int]) -> Objects:
 
 
 def density_on(density: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a crystal's means over the voxels of another window, complex (..., *shape)."""
+    """Return a crystal's means over the voxels of another window, complex ``(..., *shape)``."""
     field = torch.fft.fftn(density, dim=AXES, norm="ortho")
     # Voxels of another size are other means.
     field = mean_field(windowed(crystal_field(field), shape))
