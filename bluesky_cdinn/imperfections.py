@@ -9,8 +9,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from bluesky_cdinn.lbfgs import LBFGS
-from bluesky_cdinn.phasing import SMOOTHNESS, Watch
-from bluesky_cdinn.refine import Measurement, Objects, ShrinkWrap, held_out_deviance, power_of, run
+from bluesky_cdinn.phasing import SMOOTHNESS, Watch, last_wrap
+from bluesky_cdinn.refine import Measurement, Objects, held_out_deviance, power_of, run
 from bluesky_cdinn.scoring import Part, scored
 
 # Share of the held-out voxels' deviance that each must take away. Clean patterns of 10^3 to 10^6 counts lose
@@ -39,7 +39,7 @@ def fitted_with_background(objects: Objects, measurement: Measurement, watch: Wa
     parts = wanted(power_of(objects)[0], measurement)
     for _ in range(ROUNDS if parts else 0):
         measurement = replace(measurement, detection=scored(power_of(objects)[0], measurement, parts))
-        steps = [ShrinkWrap(0.15, sigma=0.7), LBFGS(BETWEEN, SMOOTHNESS)]
+        steps = [last_wrap(objects), LBFGS(BETWEEN, SMOOTHNESS)]
         for state in run(steps, objects, measurement):
             watch(state)
     if parts:

@@ -30,7 +30,8 @@ from bluesky_cdinn.refine import (
     run,
 )
 from bluesky_cdinn.starts import Start
-from bluesky_cdinn.support import autocorrelation_support
+from bluesky_cdinn.support import autocorrelation_support, phase_step
+from bluesky_cdinn.support_box import SupportBox
 from bluesky_cdinn.voxels import unaveraged
 from bluesky_cdinn.windows import measurement_window, objects_on
 
@@ -51,6 +52,14 @@ ROUNDS, GUESSES = 3, 2
 BLURRED = 2
 # Complex correlation of two fitted objects under which they are fitted once more.
 SETTLED = 0.995
+# Share of the typical amplitude at which a smoothed crystal ends in the last fits.
+EDGE = 0.15
+# A phase that turns by more than so many rad, rms, from a voxel to the next is steep: what is cut off such a
+# pattern rings so far that supports would grow into it, and end at this share instead.
+STEEP, STEEP_EDGE = 0.6, 0.2
+# How often such objects are fitted once more while their chi2, over so many times that of counting noise,
+# falls to this share: supports far too small grow slowly.
+MORE_FITS, UNSETTLED, FALLS = 3, 3.0, 0.7
 # Voxels over which a pattern is taken for a measured one.
 LARGEST_FOLDED = 2**22
 # What bounds the support in each attempt: the level that the autocorrelation is cut at, by how much the
@@ -252,14 +261,23 @@ def climb_recipe(effort: int) -> list[Step]:
 
 
 def fitted(objects: Objects, problem: Problem, watch: Watch) -> Objects:
-    """Fit objects to the end on the finest level, best first; where two differ, once more from farther back.
+    """Fit objects to the end on the finest level, best first, and once more those that aren't there yet.
 
-    A shape that is nearly its own twin, of weak phase, can settle between the two.
+    A shape that is nearly its own twin, of weak phase, can settle between the two: where objects differ, they
+    go on from farther back. A strongly strained crystal can be on its way still.
     """
-    objects = polish(objects, problem.measurement, watch)
+    measurement = problem.measurement
+    objects = polish(objects, measurement, watch)
     if agreement(objects) < SETTLED:
         objects = climb(objects, problem, problem.levels[-1], watch, effort=2)
-        objects = polish(objects, problem.measurement, watch)
+        objects = polish(objects, measurement, watch)
+    for _ in range(MORE_FITS if is_steep(objects) else 0):
+        before = float(objects.chi2.min())
+        if before <= UNSETTLED * measurement.noise:
+            break
+        objects = polish(objects, measurement, watch)
+        if float(objects.chi2.min()) > FALLS * before:
+            break
     return objects.keep(objects.chi2.argsort())
 
 
@@ -267,15 +285,29 @@ def polish(objects: Objects, measurement: Measurement, watch: Watch) -> Objects:
     """Fit objects to the end inside a support that is found a last time."""
     # What blur has taken of the long lags comes back slowly, and with it noise.
     more = BLURRED if measurement.detection is not None and any(measurement.detection.blur) else 1
+    wrap = last_wrap(objects)
     recipe: list[Step] = [
         CentreObjects(),
-        ShrinkWrap(0.15, sigma=0.7),
+        wrap,
+        *([HIO(10, ceiling=1.1)] if is_steep(objects) else []),
         # Strong smoothing first: it finds where weaker smoothing would take long to get.
         LBFGS(12 * more, 4 * SMOOTHNESS, least=0.05),
-        ShrinkWrap(0.15, sigma=0.7),
+        wrap,
         LBFGS(25 * more, SMOOTHNESS * more),
     ]
     return one_by_one(recipe, objects, measurement, watch)
+
+
+def last_wrap(objects: Objects) -> ShrinkWrap:
+    """Return the step that finds the support of objects that are nearly right."""
+    return ShrinkWrap(STEEP_EDGE if is_steep(objects) else EDGE, sigma=0.7)
+
+
+def is_steep(objects: Objects) -> bool:
+    """Return whether the first object's phase turns so fast that its means over voxels lose what it is."""
+    density, support = objects.density[:1], objects.support[:1]
+    box = SupportBox.of(support)
+    return phase_step((box.cut(density) * box.cut(support))[0]) > STEEP
 
 
 def one_by_one(recipe: list[Step], objects: Objects, measurement: Measurement, watch: Watch) -> Objects:

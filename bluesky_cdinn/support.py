@@ -3,6 +3,8 @@
 All arrays have their origin at index 0 (`forward.to_corner`).
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -93,3 +95,25 @@ def autocorrelation_support(intensity: Tensor, threshold: float = 0.003) -> Tens
         shape = [-1 if a == axis else 1 for a in AXES]
         reached = reached.index_select(axis, doubled.clamp(0, n - 1)) & inside.reshape(shape)
     return to_corner(reached)
+
+
+def phase_step(density: Tensor) -> float:
+    """Return by how much the phase turns from a voxel to the next, rad: rms about the mean turn, of all axes.
+
+    It is that of a normal distribution with the same mean resultant length, which takes no unwrapping: a ramp
+    of the phase does not count.
+
+    Parameters
+    ----------
+    density
+        complex (n0, n1, n2), zero outside of the support.
+    """
+    variance = 0.0
+    for axis in AXES:
+        many = density.shape[axis] - 1
+        pairs = density.narrow(axis, 1, many) * density.narrow(axis, 0, many).conj()
+        weight = float(pairs.abs().sum())
+        if weight > 0:
+            resultant = float(pairs.sum().abs()) / weight
+            variance -= 2 * math.log(min(max(resultant, TINY), 1.0))
+    return math.sqrt(variance)

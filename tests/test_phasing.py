@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from crystals import crystal_and_counts
+from crystals import crystal_and_counts, crystal_density
+from scipy import ndimage
 
 from bluesky_cdinn import quality
 from bluesky_cdinn.forward import to_centre, to_corner
@@ -11,6 +12,8 @@ from bluesky_cdinn.phasing import (
     Problem,
     climb,
     finish,
+    fitted,
+    is_steep,
     polish,
     search,
 )
@@ -90,6 +93,24 @@ def test_levels_lead_to_the_crystal_on_the_whole_grid():
     assert found.iou > 0.95
     assert torch.isfinite(objects.chi2).all()
     assert (objects.chi2 < 5 * problem.measurement.noise).all()
+
+
+@pytest.mark.parametrize(("phase_range", "steep"), [(2.0, False), (6.0, False), (15.0, True)])
+def test_strong_strain_alone_is_steep(phase_range, steep):
+    density = to_corner(torch.from_numpy(crystal_density(31, phase_range, (64, 64, 64))))[None]
+    assert is_steep(Objects.start(density, density.abs() > 0.5)) == steep
+
+
+def test_a_strongly_strained_crystal_grows_from_a_support_far_too_small():
+    density, counts = crystal_and_counts(31, 13.0, (64, 64, 64))
+    problem = problem_of(counts)
+    scale = counts.sum() ** 0.5 / np.linalg.norm(density)
+    core = ndimage.binary_erosion(np.abs(density) > 0.5, iterations=2)
+    start = to_corner(torch.from_numpy((scale * density * core).astype(np.complex64)))[None]
+    small = Objects.start(start, start.abs() > 0)
+    found = quality.compare(density_of(fitted(small, problem, quiet)), density)
+    assert found.iou > 0.97
+    assert found.phase_rmse < 0.1
 
 
 def test_finishing_fits_the_measurement_around_a_smaller_grid():

@@ -12,6 +12,7 @@ from bluesky_cdinn.support import (
     gaussian_blur,
     largest,
     modulus,
+    phase_step,
     typical_amplitude,
 )
 
@@ -124,3 +125,22 @@ def test_support_of_a_noisy_crystal_has_about_its_volume_and_holds_its_core(phas
 def test_support_of_nothing_is_not_everything():
     support = autocorrelation_support(torch.zeros(16, 16, 16))
     assert not support.any()
+
+
+def test_phase_step_is_the_spread_of_turns_from_voxel_to_voxel(rng):
+    turns = rng.normal(scale=0.5, size=(2000, 1, 1))
+    line = torch.from_numpy(np.exp(1j * turns.cumsum(axis=0)))
+    assert phase_step(line) == pytest.approx(0.5, rel=0.05)
+    # Along the second axis it turns as much again, independently.
+    plane = line * line.flip(0).reshape(1, -1, 1)
+    assert phase_step(plane) == pytest.approx(0.5 * 2**0.5, rel=0.05)
+
+
+def test_a_ramp_is_no_phase_step():
+    places = np.indices((12, 10, 8))
+    density = torch.from_numpy(np.exp(1j * np.tensordot([0.9, -0.4, 2.0], places, axes=1)))
+    assert phase_step(density) == pytest.approx(0, abs=1e-4)
+    # Nor is what lies outside of the support, nor nothing at all.
+    density[6:] = 0
+    assert phase_step(density) == pytest.approx(0, abs=1e-4)
+    assert phase_step(torch.zeros(4, 4, 4, dtype=torch.complex64)) == 0
