@@ -82,7 +82,9 @@ def counted() -> Iterator[Counts]:
             result = transform(array, *args, **keywords)
             # The real side's shape.
             shape = tuple((result if name == "irfftn" else array).shape)
-            counts[name, shape[-3:]] += int(np.prod(shape[:-3], dtype=int))
+            # Those of planes and lines cost next to nothing.
+            if len(shape) >= 3:
+                counts[name, shape[-3:]] += int(np.prod(shape[:-3], dtype=int))
             return result
 
         return count
